@@ -1,0 +1,373 @@
+"""Who may speak now: events in, commands out. No I/O, no clock; `now` is the loop's time in seconds.
+
+    LISTENING ──words──▶ REPLYING ──heard to the end──▶ LISTENING
+        │                   │  └──caller interrupts───▶ LISTENING
+        └────── goodbye ────┴──▶ CLOSING ──heard──▶ ENDED
+
+Rules that are easy to get wrong, each with its test:
+
+* The caller's turn ends when the speech has stopped AND every final owed for it has come. An utterance without
+  words is noise and changes nothing.
+* An exchange is remembered when it closes, with what was heard, and with nothing else.
+* A caller who goes on before anything of the answer was heard gets ONE answer to both halves.
+* An event that carries an old turn number counts for nothing.
+"""
+
+import enum
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.audio.endpoint import SpeechPaused, SpeechResumed, SpeechStarted, SpeechStopped
+from app.audio.types import Transcript
+from app.services.ai_call.types import (
+    Answered,
+    Command,
+    DropTimer,
+    EndCall,
+    EndReason,
+    Event,
+    Exchange,
+    FirstToken,
+    HangUpRequested,
+    Heard,
+    HungUp,
+    KeyPressed,
+    Pause,
+    Phrase,
+    RecogniserLost,
+    Remember,
+    Reply,
+    ReplyDone,
+    ReplyFailed,
+    ReplySpoken,
+    ReplyStarted,
+    Resume,
+    Say,
+    SetTimer,
+    Silence,
+    TimerFired,
+    TurnLatency,
+)
+
+BargeIn = Literal["speech", "words", "off"]
+
+
+class Phase(enum.Enum):
+    LISTENING = "listening"
+    REPLYING = "replying"
+    CLOSING = "closing"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRules:
+    """`vendor_ends_turn`: the recogniser ends utterances itself and its final ends the turn; otherwise our
+    endpointer does and one final is owed for each utterance it ended."""
+
+    barge_in: BargeIn = "words"
+    vendor_ends_turn: bool = False
+    transcript_wait_ms: int = 2_000
+    silence_ms: int = 10_000
+    nudges: int = 2
+    max_call_ms: int = 1_800_000
+    closing_ms: int = 15_000
+    failures_to_goodbye: int = 2
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The exchange that is open now: whose answer is being given, and what of it was heard."""
+
+    user: str = ""
+    heard: list[str] = field(default_factory=list)
+    failed: bool = False
+    speech_end: int | None = None
+    final: int | None = None
+    first_token: int | None = None
+    first_audio: int | None = None
+
+    def close(self, turn: int, *, interrupted: bool) -> Exchange:
+        latency = TurnLatency(self.speech_end, self.final, self.first_token, self.first_audio)
+        return Exchange(turn, self.user, " ".join(self.heard), interrupted, latency)
+
+
+class TurnMachine:
+    def __init__(self, rules: TurnRules) -> None:
+        self.rules = rules
+        self.phase = Phase.LISTENING
+        self.turn = 0
+        """The generation of the conversation: +1 at every change of speaker, never less."""
+        self._answered_at = 0.0
+        self._ending: EndReason = "bot"
+        self._failures = 0
+        self._nudges = 0
+        # the caller's turn
+        self._speaking = False
+        self._words: list[str] = []
+        self._partial = ""
+        self._finals_owed = 0
+        self._last_speech_ms = 0
+        self._used_until_ms = 0
+        """Media time up to which the caller's words are settled; a transcript of before is stale."""
+        self._speech_end: int | None = None
+        self._final_at: int | None = None
+        # the bot's turn
+        self._answer = _Answer()
+        self._paused = False
+        self._talked_over = False
+        """The caller is talking, and by the policy `off` that counts for nothing."""
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        if self.phase is Phase.ENDED:
+            return []
+        ms = round((now - self._answered_at) * 1000)
+        match event:
+            case Answered():
+                self._answered_at = now
+                max_call: Command = SetTimer("max_call", self.rules.max_call_ms)
+                return [max_call, *self._say("greeting")]
+            case HungUp(reason):
+                return self._hung_up(reason)
+            case HangUpRequested(reason):
+                return self._hang_up_requested(reason)
+            case RecogniserLost():
+                return self._goodbye("stt_down")
+            case TimerFired(timer):
+                return self._timer_fired(timer)
+            case ReplySpoken() | ReplyDone() | ReplyFailed() | ReplyStarted() | FirstToken():
+                stale = event.turn != self.turn or self.phase is Phase.LISTENING
+                return [] if stale else self._reply_event(event, ms)
+            case KeyPressed():
+                return []
+        return self._caller_event(event, ms) if self.phase is not Phase.CLOSING else []
+
+    # ------------------------------------------------------------ the caller
+
+    def _caller_event(
+        self, event: SpeechStarted | SpeechPaused | SpeechResumed | SpeechStopped | Heard, ms: int
+    ) -> list[Command]:
+        match event:
+            case SpeechStarted():
+                self._speaking = True
+                return self._speech_started()
+            case SpeechPaused():
+                self._speech_end = ms
+                return []
+            case SpeechResumed():
+                return []
+            case SpeechStopped(at_ms=at_ms, silence_ms=silence_ms):
+                self._speaking = False
+                self._last_speech_ms = round(at_ms)
+                self._speech_end = ms - round(silence_ms)
+                return self._speech_stopped()
+            case Heard(transcript):
+                return (
+                    self._heard_final(transcript, ms) if transcript.final else self._heard_partial(transcript)
+                )
+
+    def _speech_started(self) -> list[Command]:
+        commands: list[Command] = [DropTimer("silence"), DropTimer("transcript")]
+        if self.phase is not Phase.REPLYING:
+            return commands
+        match self.rules.barge_in:
+            case "speech":
+                return commands + self._interrupted()
+            case "words":
+                return commands + self._pause()
+            case "off":
+                self._talked_over = True
+                return commands
+
+    def _speech_stopped(self) -> list[Command]:
+        if not self.rules.vendor_ends_turn:
+            self._finals_owed += 1
+        if self._talked_over:
+            self._talked_over = False
+            self._used_until_ms = self._last_speech_ms
+        return [SetTimer("transcript", self.rules.transcript_wait_ms)]
+
+    def _heard_partial(self, transcript: Transcript) -> list[Command]:
+        if self._stale(transcript) or not transcript.text.strip():
+            return []
+        self._partial = transcript.text.strip()
+        # words are proof enough of an interruption: the final is not waited for
+        return self._interrupted() if self.phase is Phase.REPLYING else []
+
+    def _heard_final(self, transcript: Transcript, ms: int) -> list[Command]:
+        self._finals_owed = max(0, self._finals_owed - 1)
+        text = "" if self._stale(transcript) else transcript.text.strip()
+        self._partial = ""
+        commands: list[Command] = []
+        if text:
+            if self.phase is Phase.REPLYING:
+                commands += self._interrupted()
+            self._words.append(text)
+            self._final_at = ms
+        return commands + self._end_of_turn()
+
+    def _stale(self, transcript: Transcript) -> bool:
+        return self._talked_over or 0 < transcript.end_ms <= self._used_until_ms
+
+    def _end_of_turn(self) -> list[Command]:
+        """Answer, if the caller is done; otherwise go on with what the noise interrupted."""
+        if not self.rules.vendor_ends_turn and (self._speaking or self._finals_owed):
+            return []
+        commands: list[Command] = [DropTimer("transcript")]
+        if self._words:
+            return commands + self._reply()
+        if self.phase is Phase.REPLYING:
+            return commands + self._go_on()
+        return [*commands, SetTimer("silence", self.rules.silence_ms)]
+
+    def _reply(self) -> list[Command]:
+        user = " ".join(self._words)
+        self._words.clear()
+        self._nudges = 0
+        self.turn += 1
+        self.phase = Phase.REPLYING
+        self._answer = _Answer(user=user, speech_end=self._speech_end, final=self._final_at)
+        self._final_at = None
+        return [DropTimer("silence"), Reply(self.turn, user)]
+
+    # ------------------------------------------------------------ the bot
+
+    def _say(self, phrase: Phrase) -> list[Command]:
+        self.turn += 1
+        self.phase = Phase.REPLYING
+        self._answer = _Answer()
+        return [DropTimer("silence"), Say(self.turn, phrase)]
+
+    def _interrupted(self) -> list[Command]:
+        """The caller takes the turn. What was heard of the answer is remembered; what was asked is kept for the
+        next answer if nothing was."""
+        commands: list[Command] = [Silence(self.turn)]
+        if self._answer.heard:
+            commands.append(Remember(self._answer.close(self.turn, interrupted=True)))
+        elif self._answer.user:
+            self._words.insert(0, self._answer.user)
+        self._answer = _Answer()
+        self._paused = False
+        self.turn += 1
+        self.phase = Phase.LISTENING
+        return commands
+
+    def _pause(self) -> list[Command]:
+        if self._paused:
+            return []
+        self._paused = True
+        return [Pause()]
+
+    def _go_on(self) -> list[Command]:
+        if not self._paused:
+            return []
+        self._paused = False
+        return [Resume()]
+
+    def _reply_event(
+        self, event: ReplySpoken | ReplyDone | ReplyFailed | ReplyStarted | FirstToken, ms: int
+    ) -> list[Command]:
+        match event:
+            case FirstToken():
+                self._answer.first_token = ms
+            case ReplyStarted():
+                if self._answer.first_audio is None:
+                    self._answer.first_audio = ms
+            case ReplySpoken(text=text):
+                self._answer.heard.append(text)
+            case ReplyFailed():
+                return self._reply_failed()
+            case ReplyDone():
+                return self._reply_done()
+        return []
+
+    def _reply_done(self) -> list[Command]:
+        commands: list[Command] = [Remember(self._answer.close(self.turn, interrupted=False)), *self._go_on()]
+        if self._answer.user and not self._answer.failed:
+            self._failures = 0
+        self._answer = _Answer()
+        if self.phase is Phase.CLOSING:
+            return commands + self._end(self._ending)
+        self.phase = Phase.LISTENING
+        if not self._speaking:
+            commands.append(SetTimer("silence", self.rules.silence_ms))
+        return commands
+
+    def _reply_failed(self) -> list[Command]:
+        """Apologise behind what is still playing, in the same turn; the second failure in a row is the last."""
+        if self.phase is Phase.CLOSING:
+            return self._end(self._ending)
+        self._failures += 1
+        self._answer.failed = True
+        if self._failures >= self.rules.failures_to_goodbye:
+            return self._close("failed_turns")
+        return [Say(self.turn, "apology")]
+
+    # ------------------------------------------------------------ the end
+
+    def _goodbye(self, reason: EndReason) -> list[Command]:
+        """Give up whatever is being said, say goodbye, and end when it was heard (or when it cannot be)."""
+        if self.phase is Phase.CLOSING:
+            return []
+        commands = self._interrupted() if self.phase is Phase.REPLYING else []
+        commands += self._unanswered()
+        self.turn += 1
+        return commands + self._close(reason)
+
+    def _close(self, reason: EndReason) -> list[Command]:
+        self.phase = Phase.CLOSING
+        self._ending = reason
+        return [
+            DropTimer("silence"),
+            DropTimer("transcript"),
+            SetTimer("closing", self.rules.closing_ms),
+            *self._go_on(),
+            Say(self.turn, "goodbye"),
+        ]
+
+    def _hang_up_requested(self, reason: EndReason) -> list[Command]:
+        """The first request is polite; a second one does not wait for the goodbye."""
+        return self._end(reason) if self.phase is Phase.CLOSING else self._goodbye(reason)
+
+    def _hung_up(self, reason: EndReason) -> list[Command]:
+        commands: list[Command] = []
+        if self._answer.user or self._answer.heard:
+            commands.append(Remember(self._answer.close(self.turn, interrupted=True)))
+        commands += self._unanswered()
+        return commands + self._end(self._ending if self.phase is Phase.CLOSING else reason)
+
+    def _unanswered(self) -> list[Command]:
+        """Words that were heard but will get no answer are remembered all the same."""
+        if not self._words:
+            return []
+        self.turn += 1
+        lost = _Answer(user=" ".join(self._words), speech_end=self._speech_end, final=self._final_at)
+        self._words.clear()
+        return [Remember(lost.close(self.turn, interrupted=True))]
+
+    def _end(self, reason: EndReason) -> list[Command]:
+        self.phase = Phase.ENDED
+        return [EndCall(reason)]
+
+    # ------------------------------------------------------------ timers
+
+    def _timer_fired(self, timer: str) -> list[Command]:
+        match timer:
+            case "closing":
+                return self._end(self._ending) if self.phase is Phase.CLOSING else []
+            case "max_call":
+                return self._goodbye("max_duration")
+            case "silence" if self.phase is Phase.LISTENING and not self._speaking:
+                self._nudges += 1
+                return self._say("nudge") if self._nudges <= self.rules.nudges else self._goodbye("silence")
+            case "transcript" if self.phase is not Phase.CLOSING and not self._speaking:
+                return self._finals_overdue()
+        return []
+
+    def _finals_overdue(self) -> list[Command]:
+        """The finals owed did not come in time: the partial stands for them, and they are stale when they do."""
+        self._finals_owed = 0
+        if self._partial:
+            self._words.append(self._partial)
+            self._partial = ""
+        self._used_until_ms = self._last_speech_ms
+        return self._end_of_turn()

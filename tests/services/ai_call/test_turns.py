@@ -1,0 +1,397 @@
+"""Who may speak now: each rule as a short script of events and the commands that must follow. No loop, no clock."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.audio.endpoint import SpeechPaused, SpeechResumed, SpeechStarted, SpeechStopped
+from app.audio.types import Transcript
+from app.services.ai_call.turns import Phase, TurnMachine, TurnRules
+from app.services.ai_call.types import (
+    Answered,
+    Command,
+    DropTimer,
+    EndCall,
+    Event,
+    FirstToken,
+    HangUpRequested,
+    Heard,
+    HungUp,
+    KeyPressed,
+    Pause,
+    RecogniserLost,
+    Remember,
+    Reply,
+    ReplyDone,
+    ReplyFailed,
+    ReplySpoken,
+    ReplyStarted,
+    Resume,
+    Say,
+    SetTimer,
+    Silence,
+    TimerFired,
+)
+
+
+class Table:
+    """A machine and its clock; remembers what it commanded, timers aside."""
+
+    def __init__(self, **rules: Any) -> None:
+        self.machine = TurnMachine(TurnRules(**rules))
+        self.now = 100.0
+        self.media_ms = 0
+
+    def on(self, *events: Event) -> list[Command]:
+        commands: list[Command] = []
+        for event in events:
+            self.now += 0.1
+            commands += self.machine.handle(event, self.now)
+        return commands
+
+    def acts(self, *events: Event) -> list[Command]:
+        return [c for c in self.on(*events) if not isinstance(c, SetTimer | DropTimer)]
+
+    def says(self, text: str, *, final: bool = True) -> list[Command]:
+        """One utterance of the caller with its owed final."""
+        start = self.media_ms + 100
+        self.media_ms = start + 900
+        events: list[Event] = [
+            SpeechStarted(start),
+            SpeechPaused(self.media_ms),
+            SpeechStopped(self.media_ms, 900, 350),
+        ]
+        if final:
+            events.append(Heard(Transcript(text, True, start, self.media_ms)))
+        return self.acts(*events)
+
+    def greeted(self) -> "Table":
+        self.on(Answered(), ReplyStarted(1), ReplySpoken(1, "안녕하세요."), ReplyDone(1))
+        return self
+
+
+def exchanges(commands: list[Command]) -> list[tuple[str, str, bool]]:
+    return [
+        (c.exchange.user, c.exchange.bot, c.exchange.interrupted) for c in commands if isinstance(c, Remember)
+    ]
+
+
+def test_the_greeting_is_said_and_remembered_when_heard() -> None:
+    table = Table()
+    assert table.acts(Answered()) == [Say(1, "greeting")]
+    assert table.acts(ReplySpoken(1, "안녕하세요.")) == []
+    assert exchanges(table.acts(ReplyDone(1))) == [("", "안녕하세요.", False)]
+    assert table.machine.phase is Phase.LISTENING
+
+
+def test_an_utterance_is_answered_when_its_final_came() -> None:
+    table = Table().greeted()
+    assert table.says("예약할게요.", final=False) == []
+    assert table.acts(Heard(Transcript("예약할게요.", True, 100, 1000))) == [Reply(2, "예약할게요.")]
+
+
+def test_a_final_that_comes_before_the_speech_has_stopped_waits_for_it() -> None:
+    table = Table().greeted()
+    table.says("예약을", final=False)
+    start = [SpeechStarted(1100)]
+    assert table.acts(*start, Heard(Transcript("예약을", True, 100, 1000))) == []
+    assert table.acts(SpeechStopped(2000, 800, 350)) == []
+    assert table.acts(Heard(Transcript("하고 싶어요.", True, 1100, 2000))) == [
+        Reply(2, "예약을 하고 싶어요.")
+    ]
+
+
+def test_ten_utterances_are_all_answered() -> None:
+    table = Table().greeted()
+    for number in range(10):
+        commands = table.says(f"질문 {number}")
+        turn = table.machine.turn
+        assert commands == [Reply(turn, f"질문 {number}")]
+        assert exchanges(table.acts(ReplySpoken(turn, "답"), ReplyDone(turn))) == [
+            (f"질문 {number}", "답", False)
+        ]
+
+
+def test_noise_is_no_turn_and_starts_the_silence_timer_again() -> None:
+    table = Table().greeted()
+    table.says("", final=False)
+    commands = table.on(Heard(Transcript("", True, 100, 1000)))
+    assert SetTimer("silence", 10_000) in commands
+    assert table.machine.phase is Phase.LISTENING
+
+
+def test_words_interrupt_and_only_what_was_heard_is_remembered() -> None:
+    table = Table().greeted()
+    table.says("영업시간이요?")
+    table.on(ReplyStarted(2), ReplySpoken(2, "아침 열 시부터"))
+    assert table.acts(SpeechStarted(5000)) == [Pause()]
+    commands = table.acts(Heard(Transcript("잠깐", False, 5000, 5400)))
+    assert commands[0] == Silence(2)
+    assert exchanges(commands) == [("영업시간이요?", "아침 열 시부터", True)]
+    stopped = table.acts(SpeechStopped(6000, 900, 350))
+    assert stopped == []
+    assert table.acts(Heard(Transcript("잠깐만요.", True, 5000, 6000))) == [Reply(4, "잠깐만요.")]
+
+
+def test_a_cough_pauses_the_bot_and_it_goes_on() -> None:
+    table = Table().greeted()
+    table.says("영업시간이요?")
+    table.on(ReplyStarted(2), ReplySpoken(2, "아침 열 시부터"))
+    assert table.acts(SpeechStarted(5000), SpeechStopped(5200, 200, 350)) == [Pause()]
+    assert table.acts(Heard(Transcript("", True, 5000, 5200))) == [Resume()]
+    assert exchanges(table.acts(ReplySpoken(2, "저녁 아홉 시까지"), ReplyDone(2))) == [
+        ("영업시간이요?", "아침 열 시부터 저녁 아홉 시까지", False)
+    ]
+
+
+def test_a_cough_without_any_final_goes_on_after_the_wait() -> None:
+    table = Table().greeted()
+    table.says("영업시간이요?")
+    table.on(ReplyStarted(2), SpeechStarted(5000), SpeechStopped(5200, 200, 350))
+    assert table.acts(TimerFired("transcript")) == [Resume()]
+
+
+def test_a_reply_that_ends_while_paused_releases_the_line() -> None:
+    table = Table().greeted()
+    table.says("네?")
+    table.on(ReplyStarted(2), ReplySpoken(2, "다."), SpeechStarted(5000))
+    commands = table.acts(ReplyDone(2))
+    assert Resume() in commands
+    assert exchanges(commands) == [("네?", "다.", False)]
+
+
+def test_policy_speech_interrupts_at_the_onset() -> None:
+    table = Table(barge_in="speech").greeted()
+    table.says("영업시간이요?")
+    table.on(ReplyStarted(2), ReplySpoken(2, "열 시부터"))
+    commands = table.acts(SpeechStarted(5000))
+    assert commands[0] == Silence(2)
+    assert exchanges(commands) == [("영업시간이요?", "열 시부터", True)]
+
+
+def test_policy_off_ignores_what_is_said_over_the_bot() -> None:
+    table = Table(barge_in="off").greeted()
+    table.says("영업시간이요?")
+    assert table.acts(SpeechStarted(5000), Heard(Transcript("아니", False, 5000, 5300))) == []
+    table.on(SpeechStopped(6000, 900, 350))
+    assert table.acts(Heard(Transcript("아니요.", True, 5000, 6000))) == []
+    assert exchanges(table.acts(ReplySpoken(2, "열 시요."), ReplyDone(2))) == [
+        ("영업시간이요?", "열 시요.", False)
+    ]
+    table.media_ms = 7000
+    assert table.says("고마워요.") == [Reply(3, "고마워요.")]
+
+
+def test_a_caller_who_goes_on_before_anything_was_heard_gets_one_answer_to_both_halves() -> None:
+    table = Table().greeted()
+    table.says("택시를")
+    table.on(ReplyStarted(2))  # audio is on the wire, but no mark came back
+    table.acts(SpeechStarted(5000))
+    assert exchanges(table.acts(Heard(Transcript("불러", False, 5000, 5300)))) == []
+    table.on(SpeechStopped(6000, 900, 350))
+    assert table.acts(Heard(Transcript("불러 주세요.", True, 5000, 6000))) == [
+        Reply(4, "택시를 불러 주세요.")
+    ]
+
+
+def test_policy_speech_and_a_noise_before_anything_was_heard_asks_again() -> None:
+    table = Table(barge_in="speech").greeted()
+    table.says("택시 불러 주세요.")
+    table.on(SpeechStarted(5000), SpeechStopped(5200, 100, 350))
+    assert table.acts(Heard(Transcript("", True, 5000, 5200))) == [Reply(4, "택시 불러 주세요.")]
+
+
+@pytest.mark.parametrize("event", [ReplySpoken(1, "옛날"), ReplyDone(1), ReplyFailed(1, "x"), FirstToken(1)])
+def test_an_event_of_an_old_turn_counts_for_nothing(event: Event) -> None:
+    table = Table().greeted()
+    table.says("질문")
+    assert table.acts(event) == []
+    assert exchanges(table.acts(ReplyDone(2))) == [("질문", "", False)]
+
+
+def test_one_failure_apologises_and_two_in_a_row_say_goodbye() -> None:
+    table = Table().greeted()
+    table.says("하나")
+    assert table.acts(ReplyFailed(2, "llm_timeout")) == [Say(2, "apology")]
+    assert exchanges(table.acts(ReplySpoken(2, "죄송합니다."), ReplyDone(2))) == [
+        ("하나", "죄송합니다.", False)
+    ]
+    table.says("둘")
+    assert table.acts(ReplyFailed(3, "llm_timeout")) == [Say(3, "goodbye")]
+    assert table.acts(ReplySpoken(3, "안녕히"), ReplyDone(3))[-1] == EndCall("failed_turns")
+    assert table.machine.phase is Phase.ENDED
+
+
+def test_a_good_reply_between_two_failures_forgives_the_first() -> None:
+    table = Table().greeted()
+    for turn in (2, 4):
+        table.says("질문")
+        assert table.acts(ReplyFailed(turn, "tts_cut")) == [Say(turn, "apology")]
+        table.on(ReplyDone(turn))
+        table.says("또")
+        table.on(ReplySpoken(turn + 1, "답"), ReplyDone(turn + 1))
+
+
+def test_the_silence_ladder_nudges_twice_and_then_says_goodbye() -> None:
+    table = Table().greeted()
+    for turn in (2, 3):
+        assert table.acts(TimerFired("silence")) == [Say(turn, "nudge")]
+        assert SetTimer("silence", 10_000) in table.on(ReplyDone(turn))
+    assert table.acts(TimerFired("silence")) == [Say(4, "goodbye")]
+    assert table.acts(ReplyDone(4))[-1] == EndCall("silence")
+
+
+def test_words_start_the_silence_ladder_anew() -> None:
+    table = Table().greeted()
+    table.on(TimerFired("silence"), ReplyDone(2))
+    table.says("네")
+    table.on(ReplyDone(3))
+    assert table.acts(TimerFired("silence")) == [Say(4, "nudge")]
+
+
+def test_a_goodbye_that_is_never_heard_ends_all_the_same() -> None:
+    table = Table().greeted()
+    table.on(HangUpRequested("admin"))
+    assert table.acts(TimerFired("closing")) == [EndCall("admin")]
+
+
+def test_while_closing_the_caller_is_not_answered() -> None:
+    table = Table().greeted()
+    table.on(HangUpRequested("admin"))
+    assert table.says("잠깐만요") == []
+
+
+def test_a_second_request_to_hang_up_does_not_wait() -> None:
+    table = Table().greeted()
+    assert table.acts(HangUpRequested("shutdown")) == [Say(2, "goodbye")]
+    assert table.acts(HangUpRequested("shutdown")) == [EndCall("shutdown")]
+
+
+def test_hang_up_in_the_middle_of_an_answer_remembers_what_was_heard() -> None:
+    table = Table().greeted()
+    table.says("질문")
+    table.on(ReplySpoken(2, "첫 문장."))
+    commands = table.acts(HungUp("caller"))
+    assert exchanges(commands) == [("질문", "첫 문장.", True)]
+    assert commands[-1] == EndCall("caller")
+    assert table.on(ReplyDone(2), HungUp("caller"), Answered()) == []
+
+
+def test_hang_up_while_the_caller_is_speaking_keeps_the_words_that_were_final() -> None:
+    table = Table().greeted()
+    table.says("예약을", final=False)
+    table.on(SpeechStarted(1100), Heard(Transcript("예약을", True, 100, 1000)))
+    assert exchanges(table.acts(HungUp("caller"))) == [("예약을", "", True)]
+
+
+def test_the_maximum_duration_ends_with_a_goodbye_in_the_middle_of_an_answer() -> None:
+    table = Table().greeted()
+    table.says("질문")
+    table.on(ReplySpoken(2, "긴 답"))
+    commands = table.acts(TimerFired("max_call"))
+    assert commands[0] == Silence(2)
+    assert exchanges(commands) == [("질문", "긴 답", True)]
+    assert commands[-1] == Say(4, "goodbye")
+    assert table.acts(ReplyDone(4))[-1] == EndCall("max_duration")
+
+
+def test_a_lost_recogniser_says_goodbye() -> None:
+    table = Table().greeted()
+    assert table.acts(RecogniserLost("connect")) == [Say(2, "goodbye")]
+    assert table.acts(ReplyDone(2))[-1] == EndCall("stt_down")
+
+
+def test_the_partial_stands_for_a_final_that_does_not_come_and_the_late_final_is_stale() -> None:
+    table = Table().greeted()
+    table.on(SpeechStarted(100), Heard(Transcript("예약", False, 100, 600)), SpeechStopped(1000, 900, 350))
+    assert table.acts(TimerFired("transcript")) == [Reply(2, "예약")]
+    assert table.acts(Heard(Transcript("예약이요", True, 100, 1000))) == []
+
+
+def test_a_vendor_that_ends_turns_is_believed_at_once() -> None:
+    table = Table(vendor_ends_turn=True).greeted()
+    table.on(SpeechStarted(100), SpeechPaused(1000))
+    assert table.acts(Heard(Transcript("예약이요", True, 100, 1000))) == [Reply(2, "예약이요")]
+
+
+def test_latencies_are_milliseconds_since_the_call_was_answered_by_one_clock() -> None:
+    machine = TurnMachine(TurnRules())
+    machine.handle(Answered(), 50.0)
+    machine.handle(ReplyDone(1), 51.0)
+    machine.handle(SpeechStarted(1000), 52.0)
+    machine.handle(SpeechStopped(3000, 900, 350), 53.350)
+    machine.handle(Heard(Transcript("네", True, 1000, 3000)), 53.360)
+    machine.handle(FirstToken(2), 53.700)
+    machine.handle(ReplyStarted(2), 53.800)
+    machine.handle(ReplyStarted(2), 59.0)
+    (remember, *_) = [c for c in machine.handle(ReplyDone(2), 60.0) if isinstance(c, Remember)]
+    latency = remember.exchange.latency
+    assert (latency.speech_end, latency.final, latency.first_token, latency.first_audio) == (
+        3000,
+        3360,
+        3700,
+        3800,
+    )
+
+
+turns = st.integers(0, 8)
+words = st.sampled_from(["", "네", "예약이요"])
+spans = st.integers(0, 50).map(lambda n: (n * 100, n * 100 + 90))
+events = st.one_of(
+    st.builds(SpeechStarted, st.integers(0, 5000)),
+    st.builds(SpeechPaused, st.integers(0, 5000)),
+    st.builds(SpeechResumed, st.integers(0, 5000)),
+    st.builds(SpeechStopped, st.integers(0, 5000), st.just(100), st.just(350)),
+    st.builds(lambda text, final, span: Heard(Transcript(text, final, *span)), words, st.booleans(), spans),
+    st.builds(ReplyStarted, turns),
+    st.builds(ReplySpoken, turns, st.just("말")),
+    st.builds(ReplyDone, turns),
+    st.builds(ReplyFailed, turns, st.just("llm_timeout")),
+    st.builds(FirstToken, turns),
+    st.builds(KeyPressed, st.just("1")),
+    st.builds(TimerFired, st.sampled_from(["transcript", "silence", "max_call", "closing"])),
+    st.builds(HangUpRequested, st.just("admin")),
+    st.builds(HungUp, st.just("caller")),
+    st.builds(RecogniserLost, st.just("eof")),
+)
+
+
+@settings(max_examples=600)
+@given(
+    st.lists(events, max_size=60),
+    st.sampled_from(["speech", "words", "off"]),
+    st.booleans(),
+)
+def test_no_order_of_events_breaks_the_rules(script: list[Event], barge_in: str, vendor: bool) -> None:
+    """One reply at most, the turn never falls, nothing after the end, an exchange once, a pause always undone."""
+    machine = TurnMachine(TurnRules(barge_in=barge_in, vendor_ends_turn=vendor))  # type: ignore[arg-type]
+    turn, held, alive, remembered, ended = 0, False, False, set[int](), False
+    for step, event in enumerate([Answered(), *script]):
+        for command in machine.handle(event, step * 0.1):
+            assert not ended
+            match command:
+                case Pause():
+                    assert not held
+                    held = True
+                case Resume():
+                    assert held
+                    held = False
+                case Silence():
+                    held = alive = False
+                case Say(said) | Reply(said):
+                    assert said == machine.turn
+                    assert not held, "a reply on a held line would never be heard"
+                    assert not alive or isinstance(event, ReplyFailed)
+                    alive = True
+                case Remember(exchange):
+                    assert exchange.turn not in remembered
+                    remembered.add(exchange.turn)
+                    if isinstance(event, ReplyDone):
+                        alive = False
+                case EndCall():
+                    ended = True
+        assert machine.turn >= turn
+        turn = machine.turn
+    assert (machine.phase is Phase.ENDED) == ended
