@@ -1,0 +1,1 @@
+"""Our own recogniser: models, engine, device. Knows nothing of calls."""
