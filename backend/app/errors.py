@@ -4,7 +4,7 @@
     ├── ConfigError                 a setting is missing or wrong; the start stops with exit code 78
     ├── InvalidState                our own code used an object out of order (a bug, never a peer's fault)
     ├── ProtocolViolation           a peer broke the wire protocol; carries the WebSocket close code
-    └── ProviderError               a recogniser, model or voice failed; carries the provider's name
+    └── ProviderError               a recogniser, model, voice, database or carrier failed; names it
         ├── SttError
         ├── LlmError
         └── TtsError

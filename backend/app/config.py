@@ -1,0 +1,231 @@
+"""Every setting: its name, its default, its checks. `env.example` is the same list for people; a test holds
+the two equal.
+
+A setting comes from the environment, else from `.env`, else from its default. A secret may also come from a
+file: `NAME_FILE` names it. Settings are frozen and checked once, at the start: a call never finds a credential
+missing.
+"""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from app.errors import ConfigError
+
+ENV_FILE = ".env"
+MIN_SECRET_CHARS = 32
+PLACEHOLDERS = ("changeme", "change-me", "secret", "your-", "your_", "example", "xxxx", "<", "placeholder")
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True, case_sensitive=False
+    )
+
+    # the process
+    app_env: Literal["production", "development"] = "production"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    public_base_url: str = ""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["json", "console", ""] = ""
+
+    # Twilio
+    twilio_account_sid: str = ""
+    twilio_auth_token: SecretStr = SecretStr("")
+    twilio_auth_token_secondary: SecretStr = SecretStr("")
+    twilio_api_base: str = "https://api.twilio.com"
+    twilio_numbers: Annotated[tuple[str, ...], NoDecode] = ()
+
+    # keys of our own
+    media_token_secret: SecretStr = SecretStr("")
+    admin_api_key: SecretStr = SecretStr("")
+
+    # storage
+    database_url: str = "sqlite+aiosqlite:///./data/malgil.db"
+
+    # recognition
+    stt_provider: Literal["local"] = "local"
+    model_name: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compute_type: str = "auto"
+    beam_size: Annotated[int, Field(ge=1, le=10)] = 2
+    lang_hint: Literal["ko", "en", "auto"] = "ko"
+    vad: Literal["silero", "energy"] = "silero"
+    vad_frame_ms: Annotated[int, Field(ge=10, le=40)] = 30
+    no_speech_threshold: Annotated[float, Field(ge=0, le=1)] = 0.6
+    partial_flush_ms: Annotated[int, Field(ge=100, le=5000)] = 250
+    final_flush_silence_ms: Annotated[int, Field(ge=100, le=3000)] = 350
+
+    # the answer
+    llm_provider: Literal["ollama", "scripted"] = "ollama"
+    llm_url: str = "http://localhost:11434"
+    llm_model: str = Field(default="qwen2.5:7b-instruct", validation_alias=AliasChoices("llm_model", "model"))
+    num_predict: Positive = 60
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
+    context_turns: Annotated[int, Field(ge=0, le=50)] = 6
+
+    # the voice
+    tts_provider: Literal["elevenlabs", "espeak", ""] = ""
+    elevenlabs_api_key: SecretStr = SecretStr("")
+    elevenlabs_voice_id: str = ""
+    elevenlabs_model: str = "eleven_flash_v2_5"
+    elevenlabs_base_url: str = "https://api.elevenlabs.io"
+
+    # the conversation
+    barge_in: Literal["speech", "words", "off"] = "words"
+    lead_ms: Annotated[int, Field(ge=100, le=5000)] = 600
+    max_calls: Positive = 100
+    max_call_s: Positive = 1800
+    drain_s: Annotated[int, Field(ge=0)] = 300
+
+    # ------------------------------------------------------------ derived
+
+    @property
+    def development(self) -> bool:
+        return self.app_env == "development"
+
+    @property
+    def base_url(self) -> str:
+        """What Twilio calls and signs, without a trailing slash."""
+        return (self.public_base_url or f"http://{_bracketed(self.host)}:{self.port}").rstrip("/")
+
+    @property
+    def stream_url(self) -> str:
+        """The media stream's URL: `base_url` with the scheme that a socket has."""
+        scheme, rest = self.base_url.split("://", 1)
+        return f"{'wss' if scheme == 'https' else 'ws'}://{rest}/twilio/stream"
+
+    @property
+    def voice(self) -> Literal["elevenlabs", "espeak"]:
+        """TTS_PROVIDER, or by its absence: ElevenLabs where there is a key, else the keyless voice."""
+        if self.tts_provider:
+            return self.tts_provider
+        return "elevenlabs" if self.elevenlabs_api_key.get_secret_value() else "espeak"
+
+    @property
+    def console_logs(self) -> bool:
+        return self.log_format == "console" or (not self.log_format and self.development)
+
+    @property
+    def loopback(self) -> bool:
+        return is_loopback(self.host)
+
+    # ------------------------------------------------------------ checks
+
+    @field_validator("twilio_numbers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.development and not self.loopback:
+            raise ConfigError(
+                "HOST: development mode leaves webhooks unsigned, so it binds to a loopback address only; "
+                "set HOST=127.0.0.1, or APP_ENV=production"
+            )
+        if not self.development:
+            self._check_production()
+        if self.voice == "elevenlabs":
+            _require("ELEVENLABS_API_KEY", self.elevenlabs_api_key, "the voice is ElevenLabs")
+            _require("ELEVENLABS_VOICE_ID", self.elevenlabs_voice_id, "the voice is ElevenLabs")
+        for name in ("public_base_url", "twilio_api_base", "llm_url", "elevenlabs_base_url"):
+            _check_url(name.upper(), getattr(self, name))
+        return self
+
+    def _check_production(self) -> None:
+        why = "APP_ENV is production"
+        _require("PUBLIC_BASE_URL", self.public_base_url, why)
+        if urlsplit(self.public_base_url).scheme != "https":
+            raise ConfigError("PUBLIC_BASE_URL: must begin with https:// in production; Twilio streams to wss only")
+        _require("TWILIO_ACCOUNT_SID", self.twilio_account_sid, why)
+        _require("TWILIO_AUTH_TOKEN", self.twilio_auth_token, why)
+        _require("MEDIA_TOKEN_SECRET", self.media_token_secret, why, min_chars=MIN_SECRET_CHARS)
+        _require("ADMIN_API_KEY", self.admin_api_key, why, min_chars=MIN_SECRET_CHARS)
+        if not self.tts_provider and not self.elevenlabs_api_key.get_secret_value():
+            raise ConfigError(
+                "TTS_PROVIDER: not set, and there is no ELEVENLABS_API_KEY; set that key, or TTS_PROVIDER=espeak "
+                "for the keyless voice"
+            )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _SecretFiles(settings_cls), dotenv_settings
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """`NAME_FILE=/run/secrets/name` gives the secret NAME, for containers that mount secrets as files."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        variable = f"{field_name.upper()}_FILE"
+        path = os.environ.get(variable)
+        if field.annotation is not SecretStr or not path:
+            return None, field_name, False
+        try:
+            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{variable}: the file cannot be read ({type(error).__name__})") from error
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def load_settings(env_file: str | None = ENV_FILE, **overrides: Any) -> Settings:
+    """Read and check the settings. Raises ConfigError with one line that names the variable, never its value."""
+    try:
+        return Settings(_env_file=env_file, **overrides)  # type: ignore[call-arg]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        name = str(first["loc"][0]).upper() if first["loc"] else "settings"
+        raise ConfigError(f"{name}: {first['msg'].lower()}; see env.example") from error
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _require(name: str, value: str | SecretStr, why: str, min_chars: int = 1) -> None:
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not text:
+        raise ConfigError(f"{name}: not set, and {why}; set it in the environment or in .env (see env.example)")
+    if len(text) < min_chars:
+        raise ConfigError(f"{name}: too short, {min_chars} characters at least; try: openssl rand -hex 32")
+    if isinstance(value, SecretStr) and any(mark in text.lower() for mark in PLACEHOLDERS):
+        raise ConfigError(f"{name}: still a placeholder, and {why}; put the real one in")
+
+
+def _check_url(name: str, value: str) -> None:
+    if not value:
+        return
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(f"{name}: must be an http(s) URL with a host and without a query")

@@ -1,0 +1,88 @@
+"""How Malgil logs: one line an event, as JSON or for a terminal, with the call it belongs to.
+
+Event strings begin with a mark: `>` sent, `<` received, `-` lifecycle, `x` dropped or failed. Caller words
+appear at DEBUG only; numbers and secrets are masked everywhere, in tracebacks too.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+Event = MutableMapping[str, Any]
+
+_SECRET = re.compile(
+    r"(?i)((?:api[_-]?key|token|secret|password|authorization|x-twilio-signature|xi-api-key)[\"']?\s*[=:]\s*[\"']?)"
+    r"(?:bearer\s+|basic\s+)?[^\s\"',&}]+"
+)
+_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_NUMBER = re.compile(r"(?<![\w.:-])(\+\d{2})\d{4,9}(\d{4})(?!\w)")
+
+
+NOISY = ("uvicorn.error", "httpx", "httpcore", "faster_whisper", "huggingface_hub", "filelock", "alembic", "websockets")
+"""Libraries whose INFO is of no use here, or holds what must not be logged: paths, URLs."""
+
+
+def mask(text: str) -> str:
+    """Hide what must never be in a log: secrets after their names, logins in URLs, phone numbers."""
+    text = _SECRET.sub(r"\1***", text)
+    text = _URL_LOGIN.sub("***", text)
+    return _NUMBER.sub(r"\1*****\2", text)
+
+
+def _mask_event(_logger: Any, _method: str, event: Event) -> Event:
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = mask(value)
+    return event
+
+
+def configure_logging(level: str, console: bool) -> None:
+    """Set up the process's logging, the libraries' included. Called once, by the command line."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _mask_event,
+    ]
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        if console
+        else structlog.processors.JSONRenderer(ensure_ascii=False)
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for noisy in (
+        "httpx",
+        "httpcore",
+        "faster_whisper",
+        "huggingface_hub",
+        "filelock",
+        "alembic",
+        "websockets",
+    ):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,119 @@
+"""The server's process: its own listening socket, uvicorn's settings, and a drain that a deploy can rely on.
+
+Why not plain uvicorn: on SIGTERM it closes every live WebSocket within milliseconds, before any shutdown hook
+runs. Here the first signal only stops new calls; the process leaves when the last call has ended, or when
+DRAIN_S is over and the bot has said goodbye. A second signal does not wait.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from app.config import Settings
+from app.errors import ConfigError
+from app.main import create_app
+from app.wiring import Services, open_services
+
+log = structlog.get_logger(__name__)
+
+USER_TIMEOUT_MS = 8_000
+"""The kernel gives up a peer that acknowledges nothing for so long."""
+SEND_BUFFER = 64 * 1024
+"""Small, so that a peer that stopped reading is noticed after seconds of audio, not after a minute."""
+MAX_MESSAGE = 64 * 1024
+GOODBYE_S = 20
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The listening socket; accepted connections inherit its options. Raises ConfigError when it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"PORT: cannot listen on {host} port {port} ({error.strerror}); stop what runs there, or set another PORT"
+        ) from error
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a drain. `on_serving` is called once, when requests can be answered."""
+
+    def __init__(self, services: Services, on_serving: Callable[[], None] = lambda: None) -> None:
+        super().__init__(_uvicorn_config(create_app(services)))
+        self._switchboard = services.switchboard
+        self._drain_s = services.settings.drain_s
+        self._on_serving = on_serving
+        self._drain_until: float | None = None
+        self._said_goodbye = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_serving()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._drain_until is not None or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self._switchboard.draining = True
+        self._drain_until = asyncio.get_running_loop().time() + self._drain_s
+        log.info("- draining", live_calls=len(self._switchboard.live), at_most_s=self._drain_s)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._drain_until is not None:
+            self._drain(asyncio.get_running_loop().time() - self._drain_until)
+        return await super().on_tick(counter)
+
+    def _drain(self, overdue_s: float) -> None:
+        if not self._switchboard.live or overdue_s >= GOODBYE_S:
+            self.should_exit = True
+        elif overdue_s >= 0 and not self._said_goodbye:
+            self._said_goodbye = True
+            self._switchboard.end_all("shutdown")
+
+
+def serve(settings: Settings, on_serving: Callable[[Services], None]) -> None:
+    """Serve until told to stop. Raises ConfigError when the settings, the database or a model stand in the way."""
+
+    async def process(listener: socket.socket) -> None:
+        async with open_services(settings) as services:
+            await Server(services, lambda: on_serving(services)).serve(sockets=[listener])
+
+    with (
+        listen(settings.host, settings.port) as listener,
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        runner.run(process(listener))
+
+
+def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # Windows has none
+        return None
+    return uvloop.new_event_loop

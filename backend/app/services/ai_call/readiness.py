@@ -1,0 +1,68 @@
+"""Readiness: whether a call could be served now, asked of each component every so often, never by a request."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from app.errors import MalgilError
+
+log = structlog.get_logger(__name__)
+
+CHECK_S = 5.0
+WELL_S = 30.0
+ILL_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    ok: bool
+    note: str = ""
+
+
+class Readiness:
+    """`checks` raise MalgilError with what to do when the component is ill. A component not asked yet is ill."""
+
+    def __init__(self, checks: Mapping[str, Callable[[], Awaitable[None]]], needed: frozenset[str]) -> None:
+        self._checks = checks
+        self._needed = needed
+        self._health = {name: Health(False, "not checked yet") for name in checks}
+
+    @property
+    def components(self) -> Mapping[str, Health]:
+        return self._health
+
+    @property
+    def ready(self) -> bool:
+        return all(health.ok for health in self._health.values())
+
+    @property
+    def can_talk(self) -> bool:
+        """The components without which a conversation is not possible are well."""
+        return all(self._health[name].ok for name in self._needed)
+
+    async def check(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for name, check in self._checks.items():
+                group.create_task(self._check(name, check))
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(WELL_S if self.ready else ILL_S)
+            await self.check()
+
+    async def _check(self, name: str, check: Callable[[], Awaitable[None]]) -> None:
+        try:
+            async with asyncio.timeout(CHECK_S):
+                await check()
+            health = Health(True)
+        except MalgilError as error:
+            health = Health(False, str(error))
+        except TimeoutError:
+            health = Health(False, f"no answer within {CHECK_S:g} s")
+        if health.ok != self._health[name].ok:
+            (log.info if health.ok else log.warning)(
+                "- component changed", component=name, ok=health.ok, note=health.note
+            )
+        self._health[name] = health

@@ -1,0 +1,27 @@
+"""What a person sees when the server is up: which services are in use, why, and what to set for better ones."""
+
+from app.wiring import Services
+
+LABELS = {"stt": "recogniser", "llm": "model", "tts": "voice"}
+
+
+def start_table(services: Services) -> str:
+    settings = services.settings
+    lines = ["", f"  Malgil answers at {settings.base_url}  ({settings.app_env})", ""]
+    for kind, row in services.providers.rows().items():
+        lines.append(f"  {LABELS[kind]:<11} {row.name}")
+        if row.why:
+            lines.append(f"  {'':<11} because: {row.why}")
+        if row.better:
+            lines.append(f"  {'':<11} better:  {row.better}")
+    lines.append(f"  {'speech':<11} {services.vad_name}")
+    lines.append("")
+    ill = {name: health.note for name, health in services.readiness.components.items() if not health.ok}
+    for name, note in ill.items():
+        lines.append(f"  NOT READY   {name}: {note}")
+    if settings.development:
+        lines.append('  Call it:    .venv/bin/malgil simulate --say "안녕하세요." --say "영업시간이 어떻게 되나요?"')
+        lines.append("  For a real telephone number see README.md; settings are listed in env.example.")
+    else:
+        lines.append(f"  Voice webhook for your Twilio number: {settings.base_url}/twilio/voice")
+    return "\n".join([*lines, ""])

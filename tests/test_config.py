@@ -1,0 +1,152 @@
+"""Settings: what is refused, in which words, and that env.example is the same list."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.config import Settings, load_settings
+from app.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+SECRET = "0123456789abcdef0123456789abcdef"
+PRODUCTION = {
+    "PUBLIC_BASE_URL": "https://bot.test",
+    "TWILIO_ACCOUNT_SID": "AC" + "1" * 32,
+    "TWILIO_AUTH_TOKEN": SECRET,
+    "MEDIA_TOKEN_SECRET": SECRET,
+    "ADMIN_API_KEY": SECRET,
+    "TTS_PROVIDER": "espeak",
+}
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in Settings.model_fields:
+        for variable in (name.upper(), f"{name.upper()}_FILE", "MODEL"):
+            monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def example() -> dict[str, str]:
+    lines = (ROOT / "env.example").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]", line))
+
+
+def test_env_example_holds_every_setting_with_its_default() -> None:
+    fields = {name.upper(): field for name, field in Settings.model_fields.items()}
+    assert list(example()) == list(fields)
+    defaults = load_settings(None, app_env="development").model_dump()
+    for name, value in example().items():
+        if name == "APP_ENV":
+            assert value == fields[name].default
+        elif value:
+            assert value == str(defaults[name.lower()]), name
+        else:
+            assert not fields[name].get_default() or not str(fields[name].get_default()), name
+
+
+def test_every_setting_in_env_example_is_explained() -> None:
+    explained = False
+    for line in (ROOT / "env.example").read_text(encoding="utf-8").splitlines():
+        if re.match(r"[A-Z]", line):
+            assert explained, line
+        elif line.startswith("#"):
+            explained = True
+        else:
+            explained = False
+
+
+def test_env_example_is_a_usable_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP_ENV", "development")
+    from_file = load_settings(str(ROOT / "env.example"))
+    assert from_file == load_settings(None)
+
+
+@pytest.mark.parametrize("missing", [name for name in PRODUCTION if name != "TTS_PROVIDER"])
+def test_production_without_a_required_setting_names_it(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    for name, value in PRODUCTION.items():
+        if name != missing:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=rf"^{missing}: not set"):
+        load_settings(None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"TTS_PROVIDER": ""}, "TTS_PROVIDER: not set"),
+        ({"TTS_PROVIDER": "elevenlabs"}, "ELEVENLABS_API_KEY: not set"),
+        ({"TTS_PROVIDER": "elevenlabs", "ELEVENLABS_API_KEY": "k"}, "ELEVENLABS_VOICE_ID: not set"),
+        ({"ELEVENLABS_API_KEY": "changeme", "TTS_PROVIDER": ""}, "ELEVENLABS_API_KEY: still a placeholder"),
+        ({"ADMIN_API_KEY": "short"}, "ADMIN_API_KEY: too short"),
+        ({"MEDIA_TOKEN_SECRET": "changeme" * 8}, "MEDIA_TOKEN_SECRET: still a placeholder"),
+        ({"PUBLIC_BASE_URL": "http://bot.test"}, "PUBLIC_BASE_URL: must begin with https"),
+        ({"PUBLIC_BASE_URL": "https://bot.test?x=1"}, "PUBLIC_BASE_URL: must be an http"),
+        ({"LLM_URL": "localhost:11434"}, "LLM_URL: must be an http"),
+        ({"PORT": "70000"}, "PORT: "),
+        ({"STT_PROVIDER": "nobody"}, "STT_PROVIDER: "),
+        ({"BARGE_IN": "never"}, "BARGE_IN: "),
+        ({"TEMPERATURE": "hot"}, "TEMPERATURE: "),
+        ({"ADMIN_API_KEY_FILE": "/nowhere/at/all"}, "ADMIN_API_KEY_FILE: "),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name_and_its_value_stays_private(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], message: str
+) -> None:
+    for name, value in (PRODUCTION | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as refused:
+        load_settings(None)
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "bot.test"])
+def test_development_binds_to_loopback_only(host: str) -> None:
+    with pytest.raises(ConfigError, match="^HOST: "):
+        load_settings(None, app_env="development", host=host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_development_needs_nothing_at_all(host: str) -> None:
+    settings = load_settings(None, app_env="development", host=host)
+    assert settings.voice == "espeak"
+    assert settings.console_logs
+
+
+def test_a_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "admin"
+    path.write_text(f"{SECRET}\n", encoding="utf-8")
+    monkeypatch.setenv("ADMIN_API_KEY_FILE", str(path))
+    assert load_settings(None, app_env="development").admin_api_key.get_secret_value() == SECRET
+
+
+def test_model_is_another_name_for_llm_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL", "qwen2.5:3b")
+    assert load_settings(None, app_env="development").llm_model == "qwen2.5:3b"
+
+
+def test_a_key_for_elevenlabs_chooses_its_voice() -> None:
+    settings = load_settings(None, app_env="development", elevenlabs_api_key="sk_real", elevenlabs_voice_id="v")
+    assert settings.voice == "elevenlabs"
+
+
+@pytest.mark.parametrize(
+    ("base", "stream"),
+    [
+        ("https://bot.test", "wss://bot.test/twilio/stream"),
+        ("https://bot.test:8443/base/", "wss://bot.test:8443/base/twilio/stream"),
+        ("", "ws://127.0.0.1:8000/twilio/stream"),
+    ],
+)
+def test_the_stream_url_follows_the_public_url(base: str, stream: str) -> None:
+    assert load_settings(None, app_env="development", public_base_url=base).stream_url == stream
+
+
+def test_settings_do_not_change_and_do_not_show_their_secrets() -> None:
+    settings = load_settings(None, app_env="development", admin_api_key=SECRET)
+    assert SECRET not in repr(settings)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]
