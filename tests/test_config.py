@@ -105,7 +105,7 @@ def test_a_wrong_setting_is_refused_by_name_and_its_value_stays_private(
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "bot.test"])
 def test_development_binds_to_loopback_only(host: str) -> None:
-    with pytest.raises(ConfigError, match="^HOST: "):
+    with pytest.raises(ConfigError, match=r"^HOST: "):
         load_settings(None, app_env="development", host=host)
 
 

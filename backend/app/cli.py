@@ -48,7 +48,7 @@ def _serve(_options: argparse.Namespace) -> int:
     from app.wiring import Services
 
     def on_serving(services: Services) -> None:
-        print(start_table(services), file=sys.stderr, flush=True)
+        print(start_table(services), flush=True)
 
     configure_logging(settings.log_level, settings.console_logs)
     serve(settings, on_serving)

@@ -66,15 +66,7 @@ def configure_logging(level: str, console: bool) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    for noisy in (
-        "httpx",
-        "httpcore",
-        "faster_whisper",
-        "huggingface_hub",
-        "filelock",
-        "alembic",
-        "websockets",
-    ):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     structlog.configure(
         processors=[

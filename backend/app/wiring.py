@@ -1,32 +1,30 @@
-"""Which concrete classes the settings mean. The only file that names them; everything else knows protocols.
+"""Which concrete classes the settings mean: this file and, for vendors, `providers.py`. All else knows protocols.
 
 `open_services` builds and opens everything once, at the start of the process, and closes it at the end.
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
 from starlette.websockets import WebSocket
 
-from app.asr.engine import EngineOptions
-from app.asr.models import ModelOptions, ModelShelf
 from app.audio.endpoint import Endpointer, EndpointOptions
 from app.audio.vad import EnergyDetector, SpeechDetector, load_silero
+from app.background import Background
 from app.clock import utc_now
 from app.config import Settings
 from app.db.call_store import SqlCallStore
 from app.db.engine import Database, open_database
-from app.errors import LlmError
 from app.metrics import Metrics
+from app.providers import Providers, open_providers
 from app.services.ai_call.dialogue import LANGUAGES, Dialogue, Words
 from app.services.ai_call.listening import Listener
-from app.services.ai_call.local_stt import LocalStt, LocalSttOptions
-from app.services.ai_call.phrases import PhraseBook, texts_of
-from app.services.ai_call.ports import LanguageModel, SessionRegistry, SpeechToText, TextToSpeech
+from app.services.ai_call.phrases import PhraseBook, Texts, texts_of
+from app.services.ai_call.ports import SessionRegistry, TextToSpeech
 from app.services.ai_call.prompt import PromptBuilder
 from app.services.ai_call.readiness import Readiness
 from app.services.ai_call.recorder import Recorder
@@ -42,29 +40,8 @@ from app.telephony.twilio_rest import RestOptions, TwilioRest
 
 log = structlog.get_logger(__name__)
 
-PROBE_S = 1.5
-"""How long a start in development waits for Ollama to answer."""
 REST_BOUNDS = RestOptions(try_s=2.0, total_s=4.5)
 """Within the time that a call has to wind up."""
-
-
-@dataclass(frozen=True, slots=True)
-class InUse:
-    """A row of the start table: what serves, why, and what to set for better."""
-
-    name: str
-    why: str
-    better: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Providers:
-    """The outside services of a conversation, open. `rows` says which they are, for people."""
-
-    stt: SpeechToText
-    llm: LanguageModel
-    tts: TextToSpeech
-    rows: Callable[[], Mapping[str, InUse]] = dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +59,8 @@ class Services:
     readiness: Readiness
     vad_name: str
     new_detector: Callable[[], SpeechDetector]
+    prepare: Callable[[], None]
+    """A call rings: whatever it will need and is not ready yet is made ready now, behind it."""
     rest: TwilioRest | None
     token_secret: bytes
 
@@ -163,18 +142,14 @@ async def open_services(settings: Settings, providers: Providers | None = None) 
     model and the voice that they name (for tests and benches). Raises ConfigError."""
     async with AsyncExitStack() as stack:
         database = await _open_database(settings, stack)
-        background = await stack.enter_async_context(asyncio.TaskGroup())
-        stack.callback(lambda: [task.cancel() for task in running])
-        running: list[asyncio.Task[None]] = []
         dialogue = Dialogue.load()
-        if providers is None:
-            providers = await _open_providers(settings, dialogue, stack, background, running)
+        providers = providers or await open_providers(settings, dialogue, stack)
+        rest = await _open_rest(settings, stack)
         vad_name, new_detector = _detectors(settings)
         metrics = Metrics()
-        store = SqlCallStore(database)
-        book = PhraseBook(on_fault=lambda component, kind: metrics.provider_faults.labels(component, kind).inc())
-        readiness = Readiness(_checks(providers, database), needed=frozenset({"stt", "llm"}))
+        background = await stack.enter_async_context(Background())
         switchboard = await stack.enter_async_context(Switchboard(settings.max_calls, metrics))
+        book = PhraseBook(on_fault=lambda component, kind: metrics.provider_faults.labels(component, kind).inc())
         services = Services(
             settings=settings,
             providers=providers,
@@ -182,18 +157,20 @@ async def open_services(settings: Settings, providers: Providers | None = None) 
             dialogue=dialogue,
             book=book,
             registry=InMemoryRegistry(asyncio.get_running_loop().time),
-            store=store,
+            store=SqlCallStore(database),
             switchboard=switchboard,
-            readiness=readiness,
+            readiness=Readiness(_checks(providers, database), needed=frozenset({"stt", "llm"})),
             vad_name=vad_name,
             new_detector=new_detector,
-            rest=await _open_rest(settings, stack),
+            prepare=_preparation(book, providers.tts, texts_of(dialogue), background),
+            rest=rest,
             token_secret=settings.media_token_secret.get_secret_value().encode() or secrets.token_bytes(32),
         )
-        await store.close_orphans(utc_now())
-        running.append(background.create_task(book.render(providers.tts, texts_of(dialogue))))
-        await readiness.check()
-        running.append(background.create_task(readiness.run()))
+        await services.store.close_orphans(utc_now())
+        await services.readiness.check()
+        services.prepare()
+        for chore in (*providers.chores, services.readiness.run):
+            background.start(chore())
         yield services
 
 
@@ -214,6 +191,17 @@ async def _open_rest(settings: Settings, stack: AsyncExitStack) -> TwilioRest | 
     return rest
 
 
+def _preparation(book: PhraseBook, tts: TextToSpeech, texts: Texts, background: Background) -> Callable[[], None]:
+    """Render the phrases that are still canned, one rendering at a time."""
+    renderings: list[asyncio.Task[None]] = []
+
+    def prepare() -> None:
+        if not book.complete and all(task.done() for task in renderings):
+            renderings[:] = [background.start(book.render(tts, texts))]
+
+    return prepare
+
+
 def _detectors(settings: Settings) -> tuple[str, Callable[[], SpeechDetector]]:
     """What finds speech, in words, and how a call gets one."""
     if settings.vad == "energy":
@@ -231,84 +219,3 @@ def _checks(providers: Providers, database: Database) -> dict[str, Callable[[], 
         if check is not None:
             checks[component] = check
     return checks
-
-
-# ---------------------------------------------------------------- the providers that the settings name
-
-
-async def _open_providers(
-    settings: Settings,
-    dialogue: Dialogue,
-    stack: AsyncExitStack,
-    background: asyncio.TaskGroup,
-    running: list[asyncio.Task[None]],
-) -> Providers:
-    shelf = await stack.enter_async_context(ModelShelf(_model_options(settings), lambda: utc_now().timestamp()))
-    running.append(background.create_task(shelf.fetch()))
-    llm, llm_row = await _open_llm(settings, dialogue, stack)
-    tts, tts_row = await _open_tts(settings, stack)
-    stt = LocalStt(shelf, LocalSttOptions(partial_ms=settings.partial_flush_ms))
-    return Providers(stt, llm, tts, lambda: {"stt": _stt_row(shelf), "llm": llm_row, "tts": tts_row})
-
-
-def _model_options(settings: Settings) -> ModelOptions:
-    return ModelOptions(
-        name=settings.model_name,
-        device=settings.device,
-        compute_type=settings.compute_type,
-        development=settings.development,
-        no_speech_threshold=settings.no_speech_threshold,
-        engine=EngineOptions(beam=settings.beam_size),
-    )
-
-
-def _stt_row(shelf: ModelShelf) -> InUse:
-    status = shelf.status
-    name = f"local: faster-whisper, model {status.name}, {status.device}, {status.compute_type}"
-    better = "MODEL_NAME=small, or a folder with a model" if status.demo else ""
-    return InUse(name, status.note, better)
-
-
-async def _open_llm(settings: Settings, dialogue: Dialogue, stack: AsyncExitStack) -> tuple[LanguageModel, InUse]:
-    from app.services.ai_call.scripted_llm import ScriptedLlm
-
-    if settings.llm_provider == "scripted":
-        return ScriptedLlm(dialogue), InUse("scripted: a dialogue file, no model", "LLM_PROVIDER=scripted")
-    from app.services.ai_call.ollama_llm import OllamaLlm, OllamaOptions
-
-    llm = OllamaLlm(OllamaOptions(settings.llm_url, settings.llm_model, settings.num_predict, settings.temperature))
-    stack.push_async_callback(llm.aclose)
-    if settings.development:
-        try:
-            async with asyncio.timeout(PROBE_S):
-                await llm.check()
-        except (LlmError, TimeoutError) as error:
-            why = str(error) or f"no answer from {settings.llm_url}"
-            log.warning("- answering from the dialogue file: Ollama cannot be used", why=why)
-            better = f"start Ollama, `ollama pull {settings.llm_model}`, and start again (LLM_URL, LLM_MODEL)"
-            return ScriptedLlm(dialogue), InUse("scripted: a dialogue file, no model", why, better)
-    return llm, InUse(f"ollama: {settings.llm_model} at {settings.llm_url}", "LLM_PROVIDER=ollama")
-
-
-async def _open_tts(settings: Settings, stack: AsyncExitStack) -> tuple[TextToSpeech, InUse]:
-    if settings.voice == "elevenlabs":
-        from app.services.ai_call.elevenlabs_tts import ElevenLabsOptions, ElevenLabsTts
-
-        voice = ElevenLabsTts(
-            ElevenLabsOptions(
-                api_key=settings.elevenlabs_api_key.get_secret_value(),
-                voice_id=settings.elevenlabs_voice_id,
-                model=settings.elevenlabs_model,
-                base_url=settings.elevenlabs_base_url,
-                max_connections=settings.max_calls,
-            )
-        )
-        stack.push_async_callback(voice.aclose)
-        return voice, InUse(f"elevenlabs: {settings.elevenlabs_model}", "there is an ELEVENLABS_API_KEY")
-    from app.services.ai_call.espeak_tts import EspeakTts
-
-    espeak = EspeakTts()
-    stack.push_async_callback(espeak.aclose)
-    await espeak.open()
-    why = "TTS_PROVIDER=espeak" if settings.tts_provider else "there is no ELEVENLABS_API_KEY"
-    return espeak, InUse("espeak: the keyless voice", why, "ELEVENLABS_API_KEY and ELEVENLABS_VOICE_ID")

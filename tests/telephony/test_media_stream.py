@@ -519,6 +519,12 @@ def test_a_peer_that_does_not_count_is_soon_heard(peer: Peer, numbers: list[str]
     assert peer.faults["seq_repeat"] >= NOT_COUNTING
 
 
+def test_repeats_now_and_then_never_make_repeats_heard(peer: Peer) -> None:
+    for number in range(2, 2 + 3 * NOT_COUNTING):
+        assert isinstance(peer.send(media(sequence=number)), Media)
+        assert peer.send(media(sequence=number)) is None
+
+
 # ---------------------------------------------------------------- too much
 
 
@@ -591,6 +597,13 @@ def test_a_stall_and_then_all_at_once_is_no_flood(peer: Peer, stall_s: float) ->
             heard += isinstance(peer.send(media()), Media)
         peer.now += stall_s
     assert heard == 3 * (int(stall_s * 50) + 100)
+    assert peer.faults == {}
+
+
+def test_bursts_with_silence_between_are_no_flood(peer: Peer) -> None:
+    for _ in range(5):
+        assert all(isinstance(peer.stream.receive(media(), peer.now), Media) for _ in range(300))
+        peer.now += 6.0
     assert peer.faults == {}
 
 

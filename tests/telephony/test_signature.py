@@ -167,6 +167,11 @@ def test_nothing_that_comes_in_is_an_error(url: str, form: list[tuple[str, str]]
     assert not valid_signature(f"https://example.com/{url}", form, {"X-Twilio-Signature": signature}, [TOKEN])
 
 
+@pytest.mark.parametrize(("url", "form"), [("https://example.com/\ud800", FORM), (URL, [("To", "\udcff")])])
+def test_half_a_surrogate_pair_is_invalid_and_never_an_error(url: str, form: list[tuple[str, str]]) -> None:
+    assert not valid_signature(url, form, header(SIGNED), [TOKEN])
+
+
 @given(form=st.lists(st.tuples(st.text(), st.text())))
 def test_what_is_signed_is_valid(form: list[tuple[str, str]]) -> None:
     try:

@@ -4,6 +4,7 @@ Status and close codes: docs/call-flow.md.
 """
 
 import secrets
+from contextlib import suppress
 
 import structlog
 from fastapi import APIRouter, HTTPException, Response, WebSocket
@@ -44,6 +45,7 @@ async def voice(form: SignedForm, services: ServicesDep) -> Response:
             log.warning("x call declined: not ready; GET /ready says why")
             return _xml(twiml.decline(services.words(call.language).decline, _tag(call.language)))
         log.info("< call rings")
+        services.prepare()
         token = await _expect(call, services)
         base = services.settings.base_url
         return _xml(twiml.connect_stream(services.settings.stream_url, token, f"{base}/twilio/after-stream"))
@@ -113,6 +115,12 @@ async def _admitted(socket: WebSocket, services: Services) -> bool:
     return False
 
 
+def _dialled(socket: WebSocket, services: Services) -> str:
+    """The public URL that Twilio must have dialled to come here: ours, with the segments that were added to it."""
+    rest: str = socket.path_params.get("rest", "")
+    return f"{services.settings.stream_url}/{rest}" if rest else services.settings.stream_url
+
+
 async def _claimed(start: Started, services: Services) -> CallInfo:
     """The call that this stream belongs to, by its single-use token. Raises ProtocolViolation."""
     now = utc_now().timestamp()
@@ -162,10 +170,8 @@ def _tag(language: str) -> str:
 
 
 async def _close(socket: WebSocket, code: int) -> None:
-    try:
+    with suppress(RuntimeError, WebSocketDisconnect, OSError):  # the peer was faster
         await socket.close(code)
-    except (RuntimeError, WebSocketDisconnect, OSError):
-        pass  # the peer was faster
 
 
 def _xml(document: str) -> Response:

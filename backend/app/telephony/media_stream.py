@@ -179,7 +179,7 @@ class MediaStream:
     def _read(self, text: str) -> StreamEvent | None:
         try:
             message = orjson.loads(text)
-        except (ValueError, RecursionError) as error:
+        except orjson.JSONDecodeError as error:
             raise _Malformed("bad_json") from error
         if type(message) is not dict or type(event := message.get("event")) is not str:
             raise _Malformed("bad_json")

@@ -71,10 +71,11 @@ def demo() -> Recogniser:
 class Call:
     """One opened stream, spoken into at the pace of the test."""
 
-    def __init__(
-        self, stream: LocalSttStream, ears: Ears, engine: DecodeEngine, words: AsyncGenerator[Transcript, None]
-    ):
-        self.stream, self.ears, self.engine, self.words = stream, ears, engine, words
+    def __init__(self, stream: LocalSttStream, ears: Ears, engine: DecodeEngine) -> None:
+        words = aiter(stream)
+        assert isinstance(words, AsyncGenerator)
+        self.stream, self.ears, self.engine = stream, ears, engine
+        self.words: AsyncGenerator[Transcript, None] = words
         self.at_ms = 0
 
     async def says(self, pcm: bytes, *, pauses: bool = True, silence_ms: int = 352) -> None:
@@ -114,10 +115,9 @@ async def calling(
     source = Source(engine)
     try:
         async with LocalStt(source, options).open(RATE, "ko") as stream:
-            words = aiter(stream)
-            assert isinstance(words, AsyncGenerator)
-            async with aclosing(words):
-                yield Call(stream, ears, engine, words)
+            call = Call(stream, ears, engine)
+            async with aclosing(call.words):
+                yield call
         assert source.borrowers == 0
     finally:
         if ears.gate is not None:
@@ -244,7 +244,8 @@ async def test_each_partial_covers_all_so_far_and_replaces_the_one_before() -> N
 async def test_one_partial_at_a_time_and_none_once_a_final_is_under_way() -> None:
     async with calling(None, EAGER) as call:
         await call.says(QUIET * 60, pauses=False, silence_ms=0)
-        assert call.engine.queue_depth + len(call.ears.log) <= 1
+        await call.entered()
+        assert (call.engine.queue_depth, len(call.ears.log)) == (0, 1)
         await call.says(b"")
         await call.says(QUIET * 60, pauses=False, silence_ms=0)
         call.let(3)
@@ -271,7 +272,8 @@ async def test_partials_go_on_when_the_caller_goes_on_and_the_old_guess_is_not_t
 
 async def test_no_partials_on_a_machine_that_is_busy_or_slow() -> None:
     async with calling(None, EAGER) as call:
-        other = call.engine.submit(b"1", RATE, "ko", Kind.FINAL)
+        other = call.engine.submit(b"", RATE, "ko", Kind.FINAL)
+        await call.entered()
         await call.says(QUIET * 60, pauses=False, silence_ms=0)
         assert call.engine.queue_depth == 0
         call.let(1)

@@ -176,7 +176,6 @@ async def test_only_the_wait_for_the_model_is_bounded_not_its_listener(ollama: O
         ("error_line", "bad_chunk", 1, True),
         ("garbage", "bad_chunk", 1, True),
         ("array", "bad_chunk", 1, True),
-        ("endless", "overrun", 1, True),
         ("empty", "empty", 2, True),
         ("blank", "empty", 2, True),
         ("busy", "busy", 2, True),
@@ -199,6 +198,24 @@ async def test_every_fault_has_its_kind(
     spoken_of = {"stall", "reset", "cut", "no_done", "error_line", "garbage", "array"}
     assert "".join(got).startswith(ANSWER[:4]) == (fault in spoken_of)
     assert fault != "blank" or got == []
+
+
+async def test_between_words_the_wait_is_shorter_than_for_the_first(ollama: OllamaEmulator) -> None:
+    ollama.fault = "stall"
+    llm = llm_for(ollama.url, first_token_s=60, answer_s=60, idle_s=0.05)
+    async with asyncio.timeout(NOTICED_S):
+        _, error = await told_until_error(llm)
+    await llm.aclose()
+    assert error.kind == "stall"
+
+
+async def test_a_server_that_ignores_num_predict_is_cut_off(ollama: OllamaEmulator) -> None:
+    ollama.fault = "endless"
+    llm = llm_for(ollama.url, num_predict=10)
+    got, error = await told_until_error(llm)
+    await llm.aclose()
+    assert error.kind == "overrun"
+    assert 10 <= len(got) <= 20
 
 
 async def test_an_answer_that_drips_on_has_an_end(ollama: OllamaEmulator) -> None:

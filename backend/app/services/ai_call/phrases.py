@@ -54,18 +54,28 @@ class PhraseBook:
         self._render_s = render_s
         self._longest_bytes = int(longest_s * RATE) * SAMPLE_BYTES
         self._clips = canned_clips()
+        self._rendered_clips: set[tuple[Phrase, str]] = set()
 
     def get(self, phrase: Phrase, language: str) -> Clip:
         """At once. In a language that the bot has no words for, the first of LANGUAGES stands in."""
         return self._clips.get((phrase, language)) or self._clips[phrase, LANGUAGES[0]]
 
+    @property
+    def complete(self) -> bool:
+        """No canned clip is left."""
+        return self._rendered_clips >= self._clips.keys()
+
     async def render(self, tts: TextToSpeech, texts: Texts) -> None:
-        """Speak all phrases in this voice; where that fails the clip that is there stays. Never raises for the
-        voice's sake. Takes seconds where the voice is far away: run it beside the calls, not before them."""
+        """Speak in this voice whatever it has not spoken yet; where that fails the clip that is there stays. Never
+        raises for the voice's sake. Takes seconds where the voice is far away: run it beside the calls, not before
+        them."""
         for phrase in PHRASES:
             for language, words in texts.items():
+                if (phrase, language) in self._rendered_clips:
+                    continue
                 try:
                     self._clips[phrase, language] = await self._rendered(tts, words[phrase])
+                    self._rendered_clips.add((phrase, language))
                 except TtsError as error:
                     log.warning(
                         "x phrase not rendered, the one before stays",

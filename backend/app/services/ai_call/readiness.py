@@ -40,7 +40,7 @@ class Readiness:
     @property
     def can_talk(self) -> bool:
         """The components without which a conversation is not possible are well."""
-        return all(self._health[name].ok for name in self._needed)
+        return all(health.ok for name, health in self._health.items() if name in self._needed)
 
     async def check(self) -> None:
         async with asyncio.TaskGroup() as group:
