@@ -84,6 +84,7 @@ def test_production_without_a_required_setting_names_it(monkeypatch: pytest.Monk
         ({"PUBLIC_BASE_URL": "http://bot.test"}, "PUBLIC_BASE_URL: must begin with https"),
         ({"PUBLIC_BASE_URL": "https://bot.test?x=1"}, "PUBLIC_BASE_URL: must be an http"),
         ({"LLM_URL": "localhost:11434"}, "LLM_URL: must be an http"),
+        ({"LLM_URL": f"http://user:{SECRET}@localhost"}, "LLM_URL: a login inside the URL"),
         ({"PORT": "70000"}, "PORT: "),
         ({"STT_PROVIDER": "nobody"}, "STT_PROVIDER: "),
         ({"BARGE_IN": "never"}, "BARGE_IN: "),

@@ -229,3 +229,5 @@ def _check_url(name: str, value: str) -> None:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ConfigError(f"{name}: must be an http(s) URL with a host and without a query")
+    if parts.username is not None:
+        raise ConfigError(f"{name}: a login inside the URL is not used; take it out")

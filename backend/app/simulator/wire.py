@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 UNDECODABLE = 31950
 INVALID = 31951
 
@@ -143,7 +145,7 @@ class Wire:
         if isinstance(message, bytes):
             raise _Breach("binary", "a binary frame; only text frames are messages", code=UNDECODABLE)
         try:
-            fields = json.loads(message)
+            fields = orjson.loads(message)
         except ValueError as error:
             raise _Breach("json", "not JSON") from error
         if not isinstance(fields, dict):
