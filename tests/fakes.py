@@ -61,6 +61,14 @@ class LoudnessDetector:
 
 # ---------------------------------------------------------------- the model and the voice
 
+def llm_error(kind: str = "down") -> LlmError:
+    return LlmError(kind, provider="scripted", kind=kind, retryable=True)
+
+
+def tts_error(kind: str = "down") -> TtsError:
+    return TtsError(kind, provider="tone", kind=kind, retryable=True)
+
+
 Step = str | float | LlmError
 """What a model does next: writes, waits so many seconds, or breaks."""
 
@@ -112,7 +120,7 @@ class ToneTts:
         self,
         *,
         first_s: float = 0.1,
-        ms_per_char: int = 50,
+        ms_per_char: int = 100,
         piece_bytes: int = 998,
         faults: Sequence[TtsError | None] = (),
         fault_after_ms: int = 0,
@@ -136,7 +144,7 @@ class ToneTts:
         return -(-self.ms(text) // 20)
 
     async def speak(self, text: str, rate: int) -> AsyncGenerator[AudioFrame, None]:
-        fault = TtsError("down", provider=self.name, kind="down", retryable=True) if self.dead else None
+        fault = tts_error() if self.dead else None
         if self._faults:
             fault = self._faults.pop(0)
         number = len(self.texts)
@@ -155,6 +163,10 @@ class ToneTts:
 
 
 # ---------------------------------------------------------------- the recogniser
+
+
+def stt_error(kind: str) -> SttError:
+    return SttError(kind, provider="scripted", kind=kind, retryable=True)
 
 
 class ScriptedStt:
@@ -190,7 +202,7 @@ class ScriptedStt:
     async def open(self, rate: int, language: str) -> AsyncIterator["_ScriptedStream"]:
         self.opened += 1
         if self.dead:
-            raise SttError("refused", provider=self.name, kind="refused", retryable=True)
+            raise stt_error("refused")
         self._stream = _ScriptedStream(self)
         self.open_now += 1
         try:
@@ -198,10 +210,15 @@ class ScriptedStt:
         finally:
             self.open_now -= 1
 
-    def breaks(self) -> None:
-        """The connection is reset now; what was being heard is lost."""
+    def breaks(self, error: Exception | None = None) -> None:
+        """The connection is reset now; what was being heard is lost. Another error stands for a bug of ours."""
         assert self._stream is not None
-        self._stream.results.put_nowait(SttError("reset", provider=self.name, kind="reset", retryable=True))
+        self._stream.results.put_nowait(error or stt_error("reset"))
+
+    def ends(self) -> None:
+        """The vendor closes the stream in good order."""
+        assert self._stream is not None
+        self._stream.results.put_nowait(None)
 
 
 class _ScriptedStream:
@@ -211,7 +228,7 @@ class _ScriptedStream:
         self._stt = stt
         self._heard: list[Name] = []
         self._start_ms = self._end_ms = self._silent_ms = 0.0
-        self.results: asyncio.Queue[Transcript | SttError | None] = asyncio.Queue()
+        self.results: asyncio.Queue[Transcript | Exception | None] = asyncio.Queue()
 
     async def send(self, frame: AudioFrame) -> None:
         names = names_in(g711.encode(frame.pcm))
@@ -245,7 +262,7 @@ class _ScriptedStream:
 
     async def __aiter__(self) -> AsyncIterator[Transcript]:
         while (result := await self.results.get()) is not None:
-            if isinstance(result, SttError):
+            if isinstance(result, Exception):
                 raise result
             yield result
             if result.final and self._stt.ends_after_final:

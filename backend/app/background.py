@@ -33,6 +33,7 @@ class Background:
         task = self._group.create_task(_guarded(work))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: work.close())  # ended before it could begin, it was never awaited
         return task
 
 

@@ -44,7 +44,8 @@ class FarLine:
         self.socket = socket
         self.messages: list[tuple[float, dict[str, Any]]] = []
         self.stream_sid = ""
-        self.closed = False
+        self.started = asyncio.Event()
+        self.closed = asyncio.Event()
 
     async def begin(self) -> dict[str, Any]:
         """The body of `start`, which must come second."""
@@ -52,6 +53,7 @@ class FarLine:
         await self.read(1)
         start: dict[str, Any] = self.messages[1][1]["start"]
         self.stream_sid = start["streamSid"]
+        self.started.set()
         return start
 
     async def read(self, count: int) -> None:
@@ -74,7 +76,7 @@ class FarLine:
         try:
             text = await self.socket.recv()
         except ConnectionClosed:
-            self.closed = True
+            self.closed.set()
             raise
         assert isinstance(text, str)
         message: dict[str, Any] = json.loads(text)
@@ -111,10 +113,14 @@ class FarSide:
     talk: Callable[[FarLine], Awaitable[None]]
     documents: dict[str, str] = field(default_factory=dict)
     token: str = ""
+    record: Callable[[str], dict[str, Any]] | None = None
+    """What `/api/calls/{call_sid}` answers, to whom has the `admin_key`."""
+    admin_key: str = ""
     lines: list[FarLine] = field(default_factory=list)
     posts: list[Post] = field(default_factory=list)
     handshakes: list[Request] = field(default_factory=list)
     failures: list[BaseException] = field(default_factory=list)
+    _answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> Self:
         self._streams: Server = await serve(
@@ -131,6 +137,11 @@ class FarSide:
         await self._streams.wait_closed()
         assert self.failures == []
 
+    async def answered(self) -> FarLine:
+        """The first stream."""
+        await self._answered.wait()
+        return self.lines[0]
+
     def _handshake(self, _socket: ServerConnection, request: Request) -> Response | None:
         self.handshakes.append(request)
         url = self.stream_url.removesuffix("/stream") + request.path
@@ -141,10 +152,11 @@ class FarSide:
     async def _stream(self, socket: ServerConnection) -> None:
         line = FarLine(socket)
         self.lines.append(line)
+        self._answered.set()
         try:
             await self.talk(line)
         except ConnectionClosed:
-            line.closed = True
+            line.closed.set()
         except Exception as error:
             self.failures.append(error)
 
@@ -168,6 +180,8 @@ class FarSide:
 
     def _answer(self, head: h11.Request, body: bytes) -> tuple[int, bytes]:
         path = head.target.decode()
+        if head.method == b"GET":
+            return self._recorded(path, head)
         fields = dict(parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=True))
         signature = dict(head.headers).get(b"x-twilio-signature", b"").decode()
         if not self._signed(self.url + path, fields, signature):
@@ -177,6 +191,14 @@ class FarSide:
             return 204, b""
         document = self.documents.get(path)
         return (404, b"") if document is None else (200, document.replace("{stream}", self.stream_url).encode())
+
+    def _recorded(self, path: str, head: h11.Request) -> tuple[int, bytes]:
+        shown = dict(head.headers).get(b"authorization", b"").decode()
+        if self.record is None:
+            return 404, b""
+        if self.admin_key and shown != f"Bearer {self.admin_key}":
+            return 401, b""
+        return 200, json.dumps(self.record(path.rsplit("/", 1)[1])).encode()
 
     def _signed(self, url: str, fields: dict[str, str], signature: str) -> bool:
         return not self.token or RequestValidator(self.token).validate(url, fields, signature)

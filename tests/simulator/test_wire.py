@@ -96,7 +96,7 @@ def test_what_the_protocol_allows_is_taken(message: str, meaning: object) -> Non
     assert violations == []
 
 
-BREACHES = [
+BREACHES: list[tuple[str, int, str | bytes]] = [
     ("binary", 31950, b"{}"),
     ("json", 31951, ""),
     ("json", 31951, "{"),

@@ -1,6 +1,6 @@
 """The calls, for admins: what is stored, what is live, and hanging up."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Query
@@ -96,8 +96,11 @@ async def hang_up(call_sid: CallSid, services: ServicesDep) -> dict[str, str]:
 def _cursor(text: str) -> Cursor:
     try:
         started_at, call_sid = text.split("~")
-        return datetime.fromisoformat(started_at), call_sid
-    except ValueError as error:
+        at = datetime.fromisoformat(started_at)
+        if at.tzinfo is None:
+            raise ValueError("in no time zone")
+        return at.astimezone(UTC), call_sid
+    except (ValueError, OverflowError) as error:
         raise HTTPException(400, "`before` must be the `next` of an earlier page") from error
 
 

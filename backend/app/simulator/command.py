@@ -89,6 +89,7 @@ async def _simulate(options: argparse.Namespace) -> int:
         hang_up_at_s=options.hang_up_at,
     )
     script = conversation(clips, options.barge_in)
+    _print(f"Calling {options.stream_url or options.url} in real time …")
     async with asyncio.TaskGroup() as group:
         calls = [group.create_task(Phone(phone, script).call()) for _ in range(options.calls)]
     reports = [call.result() for call in calls]
@@ -118,8 +119,9 @@ async def _print_call(report: CallReport, options: argparse.Namespace) -> None:
     exchanges, hint = await _exchanges(report, options)
     _print(f"Call {report.call_sid}")
     if report.greeting_ms is not None:
-        _print(f"\n  greeting    {_answered(exchanges[0]) if exchanges and not exchanges[0]['user'] else ''}")
-        _print(f"  first audio {report.greeting_ms:.0f} ms after the stream began")
+        if exchanges and not exchanges[0]["user"]:
+            _print(f"\n    greeting    {_answered(exchanges[0])}")
+        _print(f"    first audio {report.greeting_ms:.0f} ms after the stream began")
     heard = _by_turn(report.turns, exchanges)
     for number, (turn, exchange) in enumerate(zip(report.turns, heard, strict=True), 1):
         _print_turn(number, turn, exchange, bool(exchanges))
@@ -141,8 +143,9 @@ async def _print_call(report: CallReport, options: argparse.Namespace) -> None:
 def _print_turn(number: int, turn: Turn, exchange: dict[str, Any] | None, known: bool) -> None:
     _print(f"\n{number:>2}  said        {turn.said}")
     if known:
-        _print(f"    recognised  {exchange['user'] if exchange else '(nothing)'}")
-        _print(f"    answered    {_answered(exchange) if exchange else '(nothing)'}")
+        _print(f"    recognised  {exchange['user'] if exchange else '(no exchange of its own)'}")
+        if exchange:
+            _print(f"    answered    {_answered(exchange)}")
     if turn.answer_ms is None:
         _print("    first audio (no answer was heard)")
     else:

@@ -12,7 +12,7 @@ from app.simulator.clip import RATE
 def write_stereo(path: Path, caller: bytes, bot: bytes) -> None:
     """Two mu-law tracks of one length. Raises OSError."""
     left, right = (np.frombuffer(g711.decode(track), "<i2") for track in (caller, bot))
-    with wave.open(str(path), "wb") as file:
+    with path.open("wb") as out, wave.open(out, "wb") as file:
         file.setnchannels(2)
         file.setsampwidth(2)
         file.setframerate(RATE)

@@ -43,7 +43,7 @@ async def _spoken(voice: EspeakTts, text: str) -> Clip:
 def read_wav(path: Path) -> Clip:
     """Any PCM wav: its channels are mixed and its rate is changed. Raises UnusableAudio."""
     try:
-        with wave.open(str(path)) as file:
+        with path.open("rb") as recording, wave.open(recording) as file:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
             raw = file.readframes(file.getnframes())
     except (OSError, EOFError, wave.Error) as error:

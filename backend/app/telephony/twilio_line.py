@@ -167,9 +167,14 @@ class TwilioLine:
 
     async def hang_up(self) -> None:
         self._give_up()
-        if not self._gone:
-            self._gone = True
-            await self._end_call()
+        try:
+            if not self._gone:
+                self._gone = True
+                await self._end_call()
+        finally:  # a carrier that cannot be told goes on with the verb behind our stream, once the socket is closed
+            await self._close_socket()
+
+    async def _close_socket(self) -> None:
         if self._disconnected:
             return
         self._disconnected = True

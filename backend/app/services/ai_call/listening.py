@@ -26,8 +26,8 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ListenerOptions:
-    """`reopen_s`: the waits before the 2nd, 3rd … opening in a row. A stream that lived `healthy_s` starts the
-    row anew; when the row is used up the recogniser is given up."""
+    """`reopen_s`: the waits before the 2nd, 3rd … opening in a row. A stream that lived `healthy_s` or gave a final
+    for what it was sent starts the row anew; when the row is used up the recogniser is given up."""
 
     preroll_ms: int = 300
     replay_ms: int = 30_000
@@ -71,6 +71,7 @@ class Listener:
         self._outbox: deque[AudioFrame | _Cue] = deque()
         self._unconfirmed: deque[AudioFrame | _Cue] = deque()
         self._arrived = asyncio.Event()
+        self._useful = False  # the stream gave a final for something it was sent
 
     # ------------------------------------------------------------ the media path
 
@@ -118,7 +119,7 @@ class Listener:
         while True:
             opened = loop.time()
             kind = await self._one_stream()
-            if loop.time() - opened >= self._options.healthy_s:
+            if self._useful or loop.time() - opened >= self._options.healthy_s:
                 failures = 0
             if failures >= len(self._options.reopen_s):
                 log.error("x recogniser given up", provider=self._stt.name, kind=kind)
@@ -133,12 +134,13 @@ class Listener:
     async def _one_stream(self) -> str:
         """Serve one stream to its end; the kind of end."""
         kind = "eof"
+        self._useful = False
         try:
             async with self._stt.open(self._rate, self._language) as stream, asyncio.TaskGroup() as group:
                 feeder = group.create_task(self._feed(stream))
                 async for transcript in stream:
                     if transcript.final:
-                        self._confirm(transcript.end_ms)
+                        self._useful |= self._confirm(transcript.end_ms)
                     self._post(Heard(transcript))
                 feeder.cancel()
         except* SttError as failed:
@@ -163,14 +165,16 @@ class Listener:
 
     # ------------------------------------------------------------ what a successor must hear again
 
-    def _confirm(self, end_ms: int) -> None:
-        """A final came: what it covers needs no replay."""
+    def _confirm(self, end_ms: int) -> bool:
+        """A final came: what it covers needs no replay. Whether it covers anything."""
+        kept = len(self._unconfirmed)
         if self._stt.hears == "everything":
             while self._unconfirmed and not _after(self._unconfirmed[0], end_ms):
                 self._unconfirmed.popleft()
-            return
-        while self._unconfirmed and self._unconfirmed.popleft() is not _Cue.FLUSH:
-            pass
+        else:
+            while self._unconfirmed and self._unconfirmed.popleft() is not _Cue.FLUSH:
+                pass
+        return len(self._unconfirmed) < kept
 
     def _replay(self) -> None:
         # a guess that belonged to the lost stream is worth nothing to the next one, but the audio is
@@ -179,12 +183,14 @@ class Listener:
         self._arrived.set()
 
     def _trim(self) -> None:
-        """Bound what is kept: long speech by WINDOW limits, and silence that no final will ever cover."""
-        keep_ms = self._options.replay_ms if self._in_speech else self._options.idle_replay_ms
-        if self._stt.hears == "speech" and not self._in_speech:
-            keep_ms = self._options.replay_ms
-        while len(self._unconfirmed) * self._detector.frame_ms > keep_ms:
-            self._unconfirmed.popleft()
+        """Bound what is kept: an utterance by `replay_ms`; where silence is sent too, and no final will ever cover
+        it, by `idle_replay_ms`. Cues stay: a final is owed for each."""
+        idle = self._stt.hears == "everything" and not self._in_speech
+        keep_ms = self._options.idle_replay_ms if idle else self._options.replay_ms
+        excess = len(self._unconfirmed) - keep_ms // self._detector.frame_ms
+        if excess > 0:
+            kept = [item for index, item in enumerate(self._unconfirmed) if index >= excess or isinstance(item, _Cue)]
+            self._unconfirmed = deque(kept)
 
 
 def _after(item: AudioFrame | _Cue, end_ms: int) -> bool:

@@ -157,7 +157,7 @@ class TurnMachine:
                 return []
             case SpeechStopped(at_ms=at_ms, silence_ms=silence_ms):
                 self._speaking = False
-                self._last_speech_ms = round(at_ms)
+                self._last_speech_ms = round(at_ms + silence_ms)  # a recogniser was given the silence, too
                 self._speech_end = ms - round(silence_ms)
                 return self._speech_stopped()
             case Heard(transcript):
@@ -364,10 +364,11 @@ class TurnMachine:
         return []
 
     def _finals_overdue(self) -> list[Command]:
-        """The finals owed did not come in time: the partial stands for them, and they are stale when they do."""
+        """The finals owed did not come in time: the partial, if there is one, stands for them, and they are stale
+        when they do come. Without one they are still welcome: a slow recogniser is not deaf."""
         self._finals_owed = 0
         if self._partial:
             self._words.append(self._partial)
             self._partial = ""
-        self._used_until_ms = self._last_speech_ms
+            self._used_until_ms = self._last_speech_ms
         return self._end_of_turn()
