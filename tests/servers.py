@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,6 +57,13 @@ def settings(folder: Path, **changes: Any) -> Settings:
         "model_name": "demo",
     }
     return Settings(_env_file=None, **(defaults | ours | changes))  # type: ignore[call-arg]
+
+
+async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    """For what has no event to wait for."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 # ---------------------------------------------------------------- in the test's loop
@@ -122,9 +129,7 @@ class Running:
 
     async def settled(self) -> None:
         """Until no call is live."""
-        async with asyncio.timeout(STOP_S):
-            while self.services.switchboard.live:
-                await asyncio.sleep(0.01)
+        await until(lambda: not self.services.switchboard.live, STOP_S)
 
 
 @asynccontextmanager
@@ -184,9 +189,8 @@ class Process:
         self.popen.send_signal(number)
 
     async def exit_code(self, within_s: float = STOP_S) -> int:
-        async with asyncio.timeout(within_s):
-            while (code := self.popen.poll()) is None:
-                await asyncio.sleep(0.02)
+        await until(lambda: self.popen.poll() is not None, within_s)
+        code: int = self.popen.returncode
         return code
 
     async def serving(self) -> None:
@@ -219,9 +223,9 @@ def process(*arguments: str, **environment: str) -> Iterator[Process]:
             popen.wait()
 
 
-def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: value for name in ("PATH", "HOME", "LANG", "TMPDIR") if (value := os.environ.get(name))}
-    return kept | {"PYTHONPATH": str(ROOT / "backend"), "PYTHONUTF8": "1"} | settings
+def _environment(chosen: dict[str, str]) -> dict[str, str]:
+    kept: dict[str, str] = {name: value for name in ("PATH", "HOME", "LANG", "TMPDIR") if (value := os.environ.get(name))}
+    return kept | {"PYTHONPATH": str(ROOT / "backend"), "PYTHONUTF8": "1"} | chosen
 
 
 DEVELOPMENT = {"APP_ENV": "development", "MODEL_NAME": "demo", "LLM_PROVIDER": "scripted"}

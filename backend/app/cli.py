@@ -48,11 +48,14 @@ def _serve(_options: argparse.Namespace) -> int:
     settings = load_settings()
     from app.log import configure_logging
     from app.server import serve
-    from app.start_table import start_table
+    from app.start_table import start_record, start_table
     from app.wiring import Services
 
     def on_serving(services: Services) -> None:
-        print(start_table(services), flush=True)
+        if settings.console_logs:
+            print(start_table(services), flush=True)
+        else:
+            start_record(services)
 
     configure_logging(settings.log_level, settings.console_logs)
     serve(settings, on_serving)

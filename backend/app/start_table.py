@@ -1,13 +1,17 @@
 """What a person sees when the server is up: which services are in use, why, and what to set for better ones."""
 
+import structlog
+
 from app.wiring import Services
+
+log = structlog.get_logger(__name__)
 
 LABELS = {"stt": "recogniser", "llm": "model", "tts": "voice"}
 
 
 def start_table(services: Services) -> str:
     settings = services.settings
-    lines = ["", f"  Malgil answers at {settings.base_url}  ({settings.app_env})", ""]
+    lines = ["", f"  Malgil listens on {settings.host} port {settings.port}  ({settings.app_env})", ""]
     for kind, row in services.providers.rows().items():
         lines.append(f"  {LABELS[kind]:<11} {row.name}")
         if row.why:
@@ -25,3 +29,10 @@ def start_table(services: Services) -> str:
     else:
         lines.append(f"  Voice webhook for your Twilio number: {settings.base_url}/twilio/voice")
     return "\n".join([*lines, ""])
+
+
+def start_record(services: Services) -> None:
+    """The same for a collector of JSON logs."""
+    in_use = {kind: row.name for kind, row in services.providers.rows().items()}
+    ill = {name: health.note for name, health in services.readiness.components.items() if not health.ok}
+    log.info("- serving", url=services.settings.base_url, speech=services.vad_name, not_ready=ill, **in_use)

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
+from starlette.websockets import WebSocket
 
 from app.clock import utc_now
 from app.errors import LlmError
@@ -77,7 +78,7 @@ async def application(folder: Path, *, llm: LanguageModel | None = None, **chang
 
 
 def _services(
-    folder: Path, providers: Providers, rest_url: str, changes: Mapping[str, Any]
+    folder: Path, providers: Providers, rest_url: str, changes: dict[str, Any]
 ) -> AbstractAsyncContextManager[Services]:
     ours = {"vad": "energy", "twilio_api_base": rest_url}
     return open_services(settings(folder, **(PRODUCTION | ours | changes)), providers)
@@ -95,7 +96,9 @@ async def live_call(client: Client, call_sid: str = SID) -> AsyncIterator[Memory
     for message in (wire.connected(), wire.start()):
         stream.receive(message, 0.0)
     async with asyncio.TaskGroup() as group:
-        serving = group.create_task(services.switchboard.serve(services.new_session(call, socket, stream)))
+        serving = group.create_task(
+            services.switchboard.serve(services.new_session(call, cast(WebSocket, socket), stream))
+        )
         async with asyncio.timeout(5):
             await spoken.wait()
         yield socket

@@ -1,6 +1,5 @@
 """The calls, for admins: listed, shown, hung up."""
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from app.services.ai_call.types import CallInfo, Exchange, TurnLatency
 from tests.api.client import ADMIN, SID, Client, application, live_call
-from tests.servers import ACCOUNT, CALLEE, CALLER
+from tests.servers import ACCOUNT, CALLEE, CALLER, until
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -108,9 +107,7 @@ async def test_a_live_call_is_marked_and_hung_up_politely_then_at_once(tmp_path:
             for _ in range(2):
                 answer = await client.http.post(f"/api/calls/{SID}/hangup", headers=ADMIN)
                 assert (answer.status_code, answer.json()) == (202, {"status": "hanging up"})
-            async with asyncio.timeout(2):
-                while client.services.switchboard.live:
-                    await asyncio.sleep(0.01)
+            await until(lambda: not client.services.switchboard.live)
         assert socket.closed_with == 1000
         assert (await client.http.get(f"/api/calls/{SID}", headers=ADMIN)).json()["end_reason"] == "admin"
         assert (await client.http.post(f"/api/calls/{SID}/hangup", headers=ADMIN)).status_code == 404

@@ -1,13 +1,14 @@
 """Alive, ready, metrics: what everybody may know, and what only the admin is told."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.api.client import ADMIN, AbsentLlm, Client, application, live_call
 from tests.servers import ADMIN_KEY
 
-OPEN = {"app_env": "development", "admin_api_key": ""}
+OPEN: dict[str, Any] = {"app_env": "development", "admin_api_key": ""}
 
 
 async def statuses(client: Client, path: str) -> list[int]:
@@ -80,5 +81,5 @@ async def test_development_with_a_key_asks_for_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shown", ["", "ÿ", ADMIN_KEY[:-1], ADMIN_KEY + "0", ADMIN_KEY.upper()])
 async def test_the_key_is_compared_whole(tmp_path: Path, shown: str) -> None:
     async with application(tmp_path) as client:
-        answer = await client.http.get("/metrics", headers={"Authorization": f"Bearer {shown}".encode()})
+        answer = await client.http.get("/metrics", headers={b"Authorization": f"Bearer {shown}".encode()})
         assert answer.status_code in (401, 403)

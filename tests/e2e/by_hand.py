@@ -119,9 +119,9 @@ class Call:
                 message = json.loads(text)
                 self.received.append(message)
                 self.wire.receive(text)
-                self._news.set()
                 if message["event"] == "mark" and self.echoes:
                     await self.send(self.wire.mark(message["mark"]["name"]))
+                self._news.set()
 
 
 @asynccontextmanager

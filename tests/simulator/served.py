@@ -11,10 +11,12 @@ CONNECT = '<Response><Connect><Stream url="{stream}"/></Connect><Redirect>/twili
 
 
 class Served:
-    """A bot that greets with 100 ms of tone and answers each utterance, 100 ms after its end, with as much."""
+    """A bot that greets with 100 ms of tone and answers each utterance, 100 ms after its end, with as much. It breaks
+    the protocol, or closes at once, where a test wants that."""
 
-    def __init__(self, *, token: str = "", admin_key: str = "", breach: bool = False) -> None:
+    def __init__(self, *, token: str = "", admin_key: str = "", breach: bool = False, close_code: int = 0) -> None:
         self._breach = breach
+        self._close_code = close_code
         documents = {"/twilio/voice": CONNECT, "/twilio/after-stream": HANG_UP}
         self._far = FarSide(self._talk, documents, token, record=_record, admin_key=admin_key)
         self._ready = threading.Event()
@@ -42,6 +44,8 @@ class Served:
         if self._breach:
             await line.socket.send(b"\x00")
         await line.media(tone(100))
+        if self._close_code:
+            await line.socket.close(self._close_code)
         silent = None
         while True:
             body = (await line.until("media"))["media"]

@@ -135,6 +135,14 @@ def test_a_media_stream_of_anybody(beep: str, output: Output) -> None:
     assert "recognised" not in printed
 
 
+@pytest.mark.parametrize(("code", "words"), [(4401, "use --url"), (1011, "log says why")])
+def test_a_stream_that_ends_abnormally(code: int, words: str, beep: str, output: Output) -> None:
+    with Served(close_code=code) as server:
+        assert run(options("--stream-url", server.stream_url, "--wav", beep)) == 1
+
+    assert words in output()
+
+
 def test_many_calls_are_summed_up(beep: str, output: Output, tmp_path: Path) -> None:
     with Served() as server:
         assert run(options("--stream-url", server.stream_url, "--wav", beep, "--calls", "3")) == 0

@@ -110,8 +110,10 @@ async def _admitted(socket: WebSocket, services: Services) -> bool:
     status_code, reason = refusal
     services.metrics.streams_refused.labels(reason).inc()
     log.warning("x media stream refused", kind=reason, code=status_code)
-    headers = {"Retry-After": "5"} if status_code == 503 else None
-    await socket.send_denial_response(Response(status_code=status_code, headers=headers))
+    if status_code == 403:
+        await socket.close()  # before the handshake that is a 403 without a body
+    else:
+        await socket.send_denial_response(Response(status_code=status_code, headers={"Retry-After": "5"}))
     return False
 
 

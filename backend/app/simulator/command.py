@@ -129,6 +129,8 @@ async def _print_call(report: CallReport, options: argparse.Namespace) -> None:
     if hint:
         _print(hint)
     _print(f"Ended by the {report.ended_by}{_closed(report)}. TwiML: {', '.join(report.verbs) or 'none'}.")
+    if report.ended_by == "bot" and report.close_code != 1000:
+        _print(_after_abnormal_end(report.close_code, options))
     if report.underruns:
         _print(f"The bot's audio ran dry {report.underruns} times.")
     _print_violations([report])
@@ -246,6 +248,12 @@ def _print_violations(reports: Sequence[CallReport]) -> None:
             counts[str(violation)] = counts.get(str(violation), 0) + 1
     for words, count in counts.items():
         _print(f"Protocol broken by the server, {count} times: {words}")
+
+
+def _after_abnormal_end(close_code: int | None, options: argparse.Namespace) -> str:
+    if close_code == 4401 and options.stream_url:
+        return "It wants a token that only its own TwiML gives: use --url in place of --stream-url."
+    return "That is no normal end: the server's log says why."
 
 
 def _advice(refusal: Refusal, options: argparse.Namespace) -> str:

@@ -125,6 +125,9 @@ class TwilioLine:
     # ------------------------------------------------------------ what the conversation asks for
 
     async def play(self, turn: int, frame: AudioFrame) -> None:
+        if self._stale(turn):
+            self._on_drop(frame.duration_ms)
+            return
         for chunk in self._chunker.push(g711.encode(frame.pcm)):
             self._put_audio(turn, chunk)
         while self._queued * FRAME_S * 1000 > self._options.queue_ms and not self._stale(turn):
@@ -132,12 +135,13 @@ class TwilioLine:
             await self._room.wait()
 
     async def mark(self, turn: int, text: str | None) -> None:
+        if self._stale(turn):
+            return
         rest = self._chunker.flush(SILENCE)
         if rest is not None:
             self._put_audio(turn, rest)
-        if not self._stale(turn):
-            self._queue.append(_Mark(turn, text))
-            self._wake.set()
+        self._queue.append(_Mark(turn, text))
+        self._wake.set()
 
     def clear(self, turn: int) -> None:
         self._silenced = max(self._silenced, turn)
@@ -181,7 +185,7 @@ class TwilioLine:
         try:
             async with asyncio.timeout(self._options.close_s):
                 await self._socket.close(self._close_code)
-        except (TimeoutError, RuntimeError, OSError):
+        except (TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
             pass  # already closed, or a peer that does not answer: the kernel frees it
 
     # ------------------------------------------------------------ serving the socket
@@ -249,6 +253,7 @@ class TwilioLine:
             except (WebSocketDisconnect, RuntimeError, OSError) as error:
                 log.debug("x socket refused a send", error=type(error).__name__)
                 self._closed = self._disconnected = True
+                self._room.set()
                 return
             pause = self._next_wake(loop.time())
             try:
@@ -258,16 +263,19 @@ class TwilioLine:
                 self._overdue_marks(loop.time())
 
     async def _send_due(self, now: float) -> None:
-        if self._clear_due and not self._closed:
-            self._clear_due = False
-            await self._socket.send_text(self._stream.clear())
         lead_s = self._options.lead_ms / 1000
-        while self._queue and not (self._held or self._closed) and self._played_at - now < lead_s:
-            item = self._queue.popleft()
-            if isinstance(item, _Audio):
-                await self._send_audio(item, now)
+        while not self._closed:
+            if self._clear_due:  # maybe since the last send began: what comes next must stand behind it
+                self._clear_due = False
+                await self._socket.send_text(self._stream.clear())
+            elif self._queue and not self._held and self._played_at - now < lead_s:
+                item = self._queue.popleft()
+                if isinstance(item, _Audio):
+                    await self._send_audio(item, now)
+                else:
+                    await self._send_mark(item, now)
             else:
-                await self._send_mark(item, now)
+                break
         self._forget_heard(now)
         self._room.set()
 
@@ -325,9 +333,6 @@ class TwilioLine:
     # ------------------------------------------------------------ small helpers
 
     def _put_audio(self, turn: int, mulaw: bytes) -> None:
-        if self._stale(turn):
-            self._on_drop(FRAME_S * 1000)
-            return
         self._queue.append(_Audio(turn, mulaw))
         self._queued += 1
         self._wake.set()
