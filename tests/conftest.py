@@ -97,9 +97,9 @@ def _stay_on_this_machine() -> None:
         if not isinstance(address, tuple):
             return True  # a Unix socket
         try:
-            return ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
+            return ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
         except ValueError:
-            return address[0] == "localhost"
+            return str(address[0]) == "localhost"
 
     def guard(event: str, args: tuple[Any, ...]) -> None:
         if event == "socket.connect" and args[0].family != socket.AF_UNIX and not allowed(args[1]):

@@ -46,8 +46,8 @@ from tests.fakes import (
     ScriptedLlm,
     ScriptedStt,
     ToneTts,
-    names_in,
     sound,
+    stretches,
 )
 
 VIRTUAL = pytest.mark.looptime(start=1000, noop_cycles=2)
@@ -61,6 +61,11 @@ TEXTS: dict[Phrase, str] = {
 }
 GREETING, NUDGE, APOLOGY, GOODBYE = (TEXTS[phrase] for phrase in PHRASES)
 CANNED = {phrase: canned_clips()[phrase, "ko"].text for phrase in PHRASES}
+
+
+async def nobody_to_tell() -> None:
+    """The call ends with its socket."""
+
 
 Echo = Literal["played", "twice", "late", "never"]
 LATE_S = 1.0
@@ -100,7 +105,7 @@ class Conversation:
         listening: ListenerOptions | None = None,
         echo: Echo = "played",
         frame_ms: int = 20,
-        end_call: Callable[[], Awaitable[None]] | None = None,
+        end_call: Callable[[], Awaitable[None]] = nobody_to_tell,
     ) -> None:
         """`frame_ms` of caller's audio a message, a multiple of 20."""
         self.llm = llm or ScriptedLlm()
@@ -117,12 +122,16 @@ class Conversation:
         self._echo = echo
         self._frame_ms = frame_ms
         self._wire = Wire(
-            account_sid=CALL.account_sid, call_sid=CALL.call_sid, stream_sid="MZ1", parameters={}, violations=self.violations
+            account_sid=CALL.account_sid,
+            call_sid=CALL.call_sid,
+            stream_sid="MZ1",
+            parameters={},
+            violations=self.violations,
         )
         self.socket = MemorySocket(self._delivered, self._wire.over)
         self._sounds: list[_Sound] = []  # in the order in which they are made
         self._to_come: deque[_Sound] = deque()
-        self._acts: list[tuple[float, Callable[[], None]]] = []
+        self._acts: list[tuple[float, Callable[[], object]]] = []
         self._silences: list[tuple[float, float]] = []
         self._build(rules or TurnRules(), line or LineOptions(), listening, end_call)
 
@@ -131,12 +140,11 @@ class Conversation:
         rules: TurnRules,
         line_options: LineOptions,
         listening: ListenerOptions | None,
-        end_call: Callable[[], Awaitable[None]] | None,
+        end_call: Callable[[], Awaitable[None]],
     ) -> None:
         events: EventQueue = asyncio.Queue()
         self._stream = MediaStream()
-        more = {"end_call": end_call} if end_call else {}
-        self.line = TwilioLine(self.socket, self._stream, line_options, **more)
+        self.line = TwilioLine(self.socket, self._stream, line_options, end_call=end_call)
         self.listener = Listener(
             self.stt,
             LoudnessDetector(),
@@ -185,7 +193,7 @@ class Conversation:
         self._silences.append((at, at + for_s))
 
     def at(self, at: float, act: Callable[[], object]) -> None:
-        self._acts.append((at, lambda: act() and None))
+        self._acts.append((at, act))
 
     # ------------------------------------------------------------ holding it
 
@@ -215,6 +223,7 @@ class Conversation:
         assert not self.violations, [str(violation) for violation in self.violations]
         assert not self.socket.misuse, self.socket.misuse
         assert (self.llm.open, self.tts.open, self.stt.open_now) == (0, 0, 0), "a provider is still at work"
+        assert all(timer.cancelled() for timer in self.session._timers.values()), "a timer keeps the call in memory"
         if self.left_at is not None and self.ended_at is not None:
             assert self.ended_at - self.left_at <= 5.0, "winding up took too long"
         if not (self.store.hangs or self.store.fails):
@@ -292,15 +301,11 @@ class Conversation:
         """All that the caller heard of the bot, in order, read back from the audio."""
         heard: list[Heard] = []
         for run in self.playout.runs:
-            blocks = []
-            for start in range(0, len(run.audio), BLOCK):
-                names = names_in(bytes(run.audio[start : start + BLOCK]))
-                if names:
-                    blocks.append((start, *names[0]))
-            for number, group in groupby(blocks, key=lambda block: block[1]):
+            for number, group in groupby(stretches(bytes(run.audio)), key=lambda stretch: stretch.name[0]):
                 piece = list(group)
-                at = run.at - self.began + piece[0][0] / BYTES_PER_S
-                heard.append(Heard(self.tts.texts[number], round(at, 3), tuple(place for _, _, place in piece)))
+                at = run.at - self.began + piece[0].start / BYTES_PER_S
+                blocks = [one.name[1] for one in piece for _ in range(one.start, one.end, BLOCK)]
+                heard.append(Heard(self.tts.texts[number], round(at, 3), tuple(blocks)))
         return heard
 
     def bot_said(self, *texts: str) -> bool:

@@ -6,6 +6,7 @@ heard, and what the recogniser was given, is read back from the audio itself; a 
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,14 +24,16 @@ BLOCK = 160
 """Bytes of mu-law in 20 ms."""
 SILENT_BLOCK = bytes([g711.SILENCE]) * BLOCK
 
-CALL = CallInfo("CA" + "1" * 32, "AC" + "1" * 32, "+820200000001", "+820200000002", "ko", datetime(2025, 3, 1, tzinfo=UTC))
+CALL = CallInfo(
+    "CA" + "1" * 32, "AC" + "1" * 32, "+820200000001", "+820200000002", "ko", datetime(2025, 3, 1, tzinfo=UTC)
+)
 
 # ---------------------------------------------------------------- sound that says what it is
 
 Name = tuple[int, int]
 """A text's number and the place in it, both under 4,096."""
 
-_NAME = re.compile(rb"[\x80-\xbf][\x00-\x3f]{3}")
+_NAMED = re.compile(rb"([\x80-\xbf][\x00-\x3f]{3})\1*")
 
 
 def sound(number: int, place: int) -> bytes:
@@ -39,11 +42,26 @@ def sound(number: int, place: int) -> bytes:
     return name * (BLOCK // len(name))
 
 
-def names_in(mulaw: bytes) -> list[Name]:
-    """The names in the audio, in order, each once in a row."""
+@dataclass(frozen=True)
+class Stretch:
+    """Where in the audio a name stands, in bytes."""
+
+    name: Name
+    start: int
+    end: int
+
+
+def stretches(mulaw: bytes) -> list[Stretch]:
+    """The named sounds in the audio, in order, however it was cut."""
     return [
-        ((name[0] & 63) << 6 | name[1], name[2] << 6 | name[3]) for name in dict.fromkeys(_NAME.findall(mulaw))
+        Stretch(((name[0] & 63) << 6 | name[1], name[2] << 6 | name[3]), found.start(), found.end())
+        for found in _NAMED.finditer(mulaw)
+        for name in [found[1]]
     ]
+
+
+def names_in(mulaw: bytes) -> list[Name]:
+    return [stretch.name for stretch in stretches(mulaw)]
 
 
 class LoudnessDetector:
@@ -60,6 +78,7 @@ class LoudnessDetector:
 
 
 # ---------------------------------------------------------------- the model and the voice
+
 
 def llm_error(kind: str = "down") -> LlmError:
     return LlmError(kind, provider="scripted", kind=kind, retryable=True)
@@ -227,6 +246,7 @@ class _ScriptedStream:
     def __init__(self, stt: ScriptedStt) -> None:
         self._stt = stt
         self._heard: list[Name] = []
+        self._decoding: deque[Transcript] = deque()
         self._start_ms = self._end_ms = self._silent_ms = 0.0
         self.results: asyncio.Queue[Transcript | Exception | None] = asyncio.Queue()
 
@@ -253,7 +273,8 @@ class _ScriptedStream:
     def _decode(self) -> None:
         if not self._stt.deaf:
             loop = asyncio.get_running_loop()
-            loop.call_later(self._stt.decode_s, self.results.put_nowait, self._transcript(final=True))
+            self._decoding.append(self._transcript(final=True))
+            loop.call_later(self._stt.decode_s, lambda: self.results.put_nowait(self._decoding.popleft()))
         self._heard.clear()
 
     def _transcript(self, *, final: bool) -> Transcript:

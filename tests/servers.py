@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx
 import uvicorn
@@ -125,7 +126,13 @@ class Running:
         return PhoneOptions(url=self.url, parties=PARTIES)
 
     def count(self, metric: str, **labels: str) -> float:
-        return self.services.metrics.registry.get_sample_value(f"malgil_{metric}", labels) or 0.0
+        """Of all samples that have these labels, and perhaps more."""
+        samples = (sample for family in self.services.metrics.registry.collect() for sample in family.samples)
+        return sum(
+            sample.value
+            for sample in samples
+            if sample.name == f"malgil_{metric}" and labels.items() <= sample.labels.items()
+        )
 
     async def settled(self) -> None:
         """Until no call is live."""
@@ -138,29 +145,34 @@ async def serving(
     providers: Providers | None = None,
     *,
     detector: Callable[[], SpeechDetector] | None = None,
-    change: Callable[[Services], Services] = lambda services: services,
     **changes: Any,
 ) -> AsyncIterator[Running]:
     """Serves until the block is left, and then nothing may have been sent on a stream that was over."""
-    with listen("127.0.0.1", 0) as listener:
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(listen("127.0.0.1", 0))
         port = listener.getsockname()[1]
         changes = {"port": port, "twilio_auth_token": TOKEN} | changes
-        async with open_services(settings(folder, **changes), providers) as services:
-            if detector:
-                services = replace(services, new_detector=detector)
-            ready = asyncio.Event()
-            server = _Server(change(services), ready.set)
-            watch = AsgiWatch(server.config.app)  # type: ignore[arg-type]
-            server.config.app = watch
-            async with asyncio.TaskGroup() as group:
-                group.create_task(server.serve(sockets=[listener]))
-                try:
-                    async with asyncio.timeout(START_S):
-                        await ready.wait()
-                    yield Running(services, server, watch, port)
-                finally:
-                    server.should_exit = True
-    assert not watch.violations
+        async with _opening.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            services = await stack.enter_async_context(open_services(settings(folder, **changes), providers))
+        if detector:
+            services = replace(services, new_detector=detector)
+        ready = asyncio.Event()
+        server = _Server(services, ready.set)
+        watch = AsgiWatch(server.config.app)  # type: ignore[arg-type]
+        server.config.app = watch
+        async with asyncio.TaskGroup() as group:
+            group.create_task(server.serve(sockets=[listener]))
+            try:
+                async with asyncio.timeout(START_S):
+                    await ready.wait()
+                yield Running(services, server, watch, port)
+            finally:
+                server.should_exit = True
+    assert not watch.violations, watch.violations
+
+
+_opening: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+"""One server at a time: Alembic's context is the process's."""
 
 
 # ---------------------------------------------------------------- a process of its own
@@ -224,7 +236,9 @@ def process(*arguments: str, **environment: str) -> Iterator[Process]:
 
 
 def _environment(chosen: dict[str, str]) -> dict[str, str]:
-    kept: dict[str, str] = {name: value for name in ("PATH", "HOME", "LANG", "TMPDIR") if (value := os.environ.get(name))}
+    kept: dict[str, str] = {
+        name: value for name in ("PATH", "HOME", "LANG", "TMPDIR") if (value := os.environ.get(name))
+    }
     return kept | {"PYTHONPATH": str(ROOT / "backend"), "PYTHONUTF8": "1"} | chosen
 
 

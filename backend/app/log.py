@@ -16,7 +16,7 @@ Event = MutableMapping[str, Any]
 
 _SECRET = re.compile(
     r"(?i)((?:api[_-]?key|token|secret|password|authorization|x-twilio-signature|xi-api-key)[\"']?\s*[=:]\s*[\"']?)"
-    r"(?:bearer\s+|basic\s+)?[^\s\"',&}]+"
+    r"(?:bearer\s+|basic\s+)?[^\s\"',&}]{4,}"
 )
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _NUMBER = re.compile(r"(?<![\w.:-])(\+\d{2})\d{4,9}(\d{4})(?!\w)")
@@ -38,6 +38,11 @@ def _mask_event(_logger: Any, _method: str, event: Event) -> Event:
         if isinstance(value, str):
             event[key] = mask(value)
     return event
+
+
+def no_false_alarm(record: logging.LogRecord) -> bool:
+    """uvicorn takes a handshake that we answered with a status, such as 503, for one that we forgot."""
+    return record.getMessage() != "ASGI callable returned without completing handshake."
 
 
 def configure_logging(level: str, console: bool) -> None:
@@ -63,6 +68,7 @@ def configure_logging(level: str, console: bool) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    logging.getLogger("uvicorn.error").addFilter(no_false_alarm)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)

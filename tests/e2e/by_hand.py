@@ -80,6 +80,7 @@ class Call:
         marks = self.count("mark")
         await self.say(question())
         await self.until(lambda: self.count("mark") >= marks + 2)
+        await self.pong()
 
     async def stop(self) -> None:
         await self.send(self.wire.stop())
@@ -104,6 +105,7 @@ class Call:
 
     async def greeted(self) -> None:
         await self.until(lambda: self.count("mark") >= 2)
+        await self.pong()
 
     async def closed(self, within_s: float = WAIT_S) -> int:
         """Until the server has closed the socket; the code."""
@@ -117,10 +119,10 @@ class Call:
             async for text in self.socket:
                 assert isinstance(text, str)
                 message = json.loads(text)
-                self.received.append(message)
                 self.wire.receive(text)
                 if message["event"] == "mark" and self.echoes:
                     await self.send(self.wire.mark(message["mark"]["name"]))
+                self.received.append(message)
                 self._news.set()
 
 
@@ -171,12 +173,12 @@ async def calling(url: str) -> AsyncIterator[Call]:
         yield call
 
 
-async def record(url: str, call_sid: str, within_s: float = WAIT_S) -> dict[str, Any]:
-    """What GET /api/calls/{call_sid} says once the call has ended."""
+async def record(url: str, call_sid: str, exchanges: int = 0, within_s: float = WAIT_S) -> dict[str, Any]:
+    """What GET /api/calls/{call_sid} says once the call has ended and so many exchanges are written."""
     async with httpx.AsyncClient(trust_env=False) as http, asyncio.timeout(within_s):
         while True:
             answer = await http.get(f"{url}/api/calls/{call_sid}")
-            if answer.status_code == 200 and answer.json()["ended_at"]:
-                call: dict[str, Any] = answer.json()
+            call: dict[str, Any] = answer.json()
+            if answer.status_code == 200 and call["ended_at"] and len(call["exchanges"]) >= exchanges:
                 return call
             await asyncio.sleep(0.02)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from app.log import no_false_alarm
+
 GRAVE = ("Traceback", "KeyError", "Unexpected ASGI", 'Cannot call "send"', "never retrieved", "never awaited")
 
 
@@ -20,6 +22,7 @@ def quiet_log() -> Iterator[None]:
                 found.append(f"{record.name}: {text} {record.exc_info or ''}")
 
     watch = Watch()
+    watch.addFilter(no_false_alarm)
     logging.getLogger().addHandler(watch)
     yield
     logging.getLogger().removeHandler(watch)

@@ -5,14 +5,14 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.api import twilio
 from app.clock import utc_now
@@ -47,25 +47,31 @@ class Beside:
     def refused(self, reason: str) -> float:
         return self.running.count("streams_refused_total", reason=reason)
 
+    async def counts(self, kind: str, times: int) -> None:
+        await until(lambda: self.faults(kind) >= times)
+        assert self.faults(kind) == times
+
     async def ended(self, call: Call, reason: str, exchanges: int = 1) -> None:
         """The call has its record, and no longer any part of the process."""
-        ended = await record(self.url, call.call_sid)
+        ended = await record(self.url, call.call_sid, exchanges)
         assert (ended["end_reason"], len(ended["exchanges"])) == (reason, exchanges)
         await until(lambda: self.running.services.switchboard.find(call.call_sid) is None)
 
 
 @asynccontextmanager
-async def beside(folder: Path, **changes: Any) -> AsyncIterator[Beside]:
+async def beside(
+    folder: Path, detector: Callable[[], LoudnessDetector] = LoudnessDetector, **changes: Any
+) -> AsyncIterator[Beside]:
     """While the test does its worst, another call is live; afterwards it is answered as if nothing had been."""
     stt = ScriptedStt(decode_s=0.01)
     stt.words[QUESTION] = ASKED
     providers = Providers(stt, ScriptedLlm(first_s=0.01, word_s=0), ToneTts(first_s=0, ms_per_char=5))
-    async with serving(folder, providers, detector=LoudnessDetector, **changes) as running:
+    async with serving(folder, providers, detector=detector, **changes) as running:
         async with calling(running.url) as good:
             yield Beside(running, stt)
             await good.asks()
             await good.stop()
-        ended = await record(running.url, good.call_sid)
+        ended = await record(running.url, good.call_sid, 2)
         assert [exchange["user"] for exchange in ended["exchanges"]] == ["", ASKED]
         assert ended["end_reason"] == "caller"
 
@@ -108,23 +114,36 @@ JSON_NOISE = [
     "[" * 10_000,
     '{"event":"media","media":' + "9" * 5_000 + "}",
 ]
-PAYLOAD_NOISE = ["!!!!", "AAA", "A===", "AAAA=", "AA AA", "ÄÄÄÄ", "AAA\n", None, 7, [], {}, encoded(bytes(8_001))]
+PAYLOAD_NOISE: list[object] = [
+    "!!!!",
+    "AAA",
+    "A===",
+    "AAAA=",
+    "AA AA",
+    "ÄÄÄÄ",
+    "AAA\n",
+    None,
+    7,
+    [],
+    {},
+    encoded(bytes(8_001)),
+]
 
 
-@pytest.mark.parametrize("text", JSON_NOISE, ids=range(len(JSON_NOISE)))
-async def test_what_is_not_a_message_is_dropped(tmp_path: Path, text: str) -> None:
+async def test_what_is_not_a_message_is_dropped(tmp_path: Path) -> None:
     async with beside(tmp_path) as here, calling(here.url) as call:
-        await call.send(text)
+        for number, text in enumerate(JSON_NOISE, 1):
+            await call.send(text)
+            await here.counts("bad_json", number)
         await call.asks()
-        assert here.faults("bad_json") == 1
 
 
-@pytest.mark.parametrize("payload", PAYLOAD_NOISE, ids=range(len(PAYLOAD_NOISE)))
-async def test_a_payload_that_is_no_audio_is_dropped(tmp_path: Path, payload: object) -> None:
+async def test_a_payload_that_is_no_audio_is_dropped(tmp_path: Path) -> None:
     async with beside(tmp_path) as here, calling(here.url) as call:
-        await call.send(media(call, payload))
+        for number, payload in enumerate(PAYLOAD_NOISE, 1):
+            await call.send(media(call, payload))
+            await here.counts("bad_payload", number)
         await call.asks()
-        assert here.faults("bad_payload") == 1
 
 
 @pytest.mark.parametrize(
@@ -144,14 +163,14 @@ async def test_a_message_out_of_place_is_ignored(tmp_path: Path, message: Json, 
         assert here.faults(kind) == 30
 
 
-@pytest.mark.parametrize("digit", ["A9", "", "x", None, 5, "٣"])
-async def test_a_key_that_no_telephone_has(tmp_path: Path, digit: object) -> None:
+async def test_a_key_that_no_telephone_has(tmp_path: Path) -> None:
     async with beside(tmp_path) as here, calling(here.url) as call:
-        message = json.loads(call.wire.dtmf("1"))
-        message["dtmf"]["digit"] = digit
-        await call.send(message)
+        for number, digit in enumerate(("A9", "", "x", None, 5, "٣"), 1):
+            message = json.loads(call.wire.dtmf("1"))
+            message["dtmf"]["digit"] = digit
+            await call.send(message)
+            await here.counts("bad_dtmf", number)
         await call.asks()
-        assert here.faults("bad_dtmf") == 1
 
 
 async def test_marks_that_were_never_sent_or_come_twice_prove_nothing(tmp_path: Path) -> None:
@@ -180,22 +199,17 @@ async def test_payloads_of_every_length_are_heard_whole(tmp_path: Path) -> None:
     class Counting(LoudnessDetector):
         def probability(self, pcm: bytes) -> float:
             nonlocal heard
-            heard += len(pcm) // 2 if any(pcm) else 0
+            heard += 160 if any(pcm) else 0
             return super().probability(pcm)
 
-    async with beside(tmp_path) as here, calling(here.url) as call:
-        here.running.server.config.loaded_app  # noqa: B018
-        object.__setattr__(here.running.services, "new_detector", Counting)
-        async with calling(here.url) as fresh:
-            sizes = [0, 1, 159, 161, 8_000, 160 - 1, 1]
-            for size in sizes:
-                await fresh.send(media(fresh, encoded(b"\x80" * size)))
-            await fresh.send(media(fresh, encoded(b"\xff" * 4_800)))
-            await fresh.pong()
-            await until(lambda: heard >= sum(sizes) - 160)
-            await fresh.asks()
-        assert here.faults("bad_payload") == 0
+    sizes = (0, 1, 159, 161, 8_000, 159, 1)
+    async with beside(tmp_path, detector=Counting) as here, calling(here.url) as call:
+        for size in sizes:
+            await call.send(media(call, encoded(b"\x80" * size)))
+        await call.say(b"\xff" * 8 * 600)
+        await until(lambda: heard == -(-sum(sizes) // 160) * 160)
         await call.asks()
+        assert here.faults("bad_payload") == 0
 
 
 # ---------------------------------------------------------------- messages of a call: too many
@@ -226,27 +240,13 @@ async def test_a_flood_is_cut_off(tmp_path: Path) -> None:
     async with beside(tmp_path) as here, calling(here.url) as call:
         frame = call.wire.dtmf("1")
 
-        async def flood() -> None:
-            while call.socket.close_code is None:
-                for _ in range(60):
-                    await call.socket.send(frame)
+        with suppress(ConnectionClosed):
+            while True:  # 600 a second, for which it takes three
+                await asyncio.gather(*(call.send(frame) for _ in range(60)))
                 await asyncio.sleep(0.1)
-
-        async with asyncio.TaskGroup() as group:
-            flooding = group.create_task(_until_closed(flood()))
-            assert await call.closed() == 4429
-            await flooding
+        assert await call.closed() == 4429
         await here.ended(call, "protocol")
         assert here.faults("too_fast") == 1
-
-
-async def _until_closed(sending: Any) -> None:
-    from websockets.exceptions import ConnectionClosed
-
-    try:
-        await sending
-    except ConnectionClosed:
-        pass
 
 
 # ---------------------------------------------------------------- frames
@@ -268,7 +268,6 @@ async def test_64_kib_are_read_and_one_byte_more_is_not(tmp_path: Path, letter: 
         assert here.faults("bad_json") == 1
         await call.send("x" + letter * (65_536 // len(letter.encode())))
         assert await call.closed() == 1009
-        await call.socket.wait_closed()
         await here.ended(call, "caller", exchanges=2)
 
 
@@ -350,28 +349,30 @@ async def test_a_first_message_of_another_protocol(tmp_path: Path, first: Any, c
         await until(lambda: here.refused(kind) == 1)
 
 
-@pytest.mark.parametrize(
-    ("change", "kind"),
-    [
-        ({"mediaFormat": {"encoding": "audio/l16", "sampleRate": 8000, "channels": 1}}, "bad_format"),
-        ({"mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 16000, "channels": 1}}, "bad_format"),
-        ({"mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 2}}, "bad_format"),
-        ({"mediaFormat": None}, "bad_format"),
-        ({"callSid": None}, "bad_start"),
-        ({"callSid": "x" * 129}, "bad_start"),
-        ({"streamSid": "MZ0"}, "bad_start"),
-        ({"customParameters": {"token": 7}}, "bad_start"),
-        ({"customParameters": "token"}, "bad_start"),
-    ],
-)
-async def test_a_start_that_cannot_be_served(tmp_path: Path, change: Mapping[str, Any], kind: str) -> None:
-    async with beside(tmp_path) as here, unstarted(here) as call:
-        start = json.loads(call.wire.start())
-        start["start"] |= change
-        await call.send(call.wire.connected())
-        await call.send(start)
-        assert await call.closed() == 4400
-        assert here.refused(kind) == 1
+BAD_STARTS: list[tuple[Json, str]] = [
+    ({"mediaFormat": {"encoding": "audio/l16", "sampleRate": 8000, "channels": 1}}, "bad_format"),
+    ({"mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 16000, "channels": 1}}, "bad_format"),
+    ({"mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 2}}, "bad_format"),
+    ({"mediaFormat": None}, "bad_format"),
+    ({"callSid": None}, "bad_start"),
+    ({"callSid": "x" * 129}, "bad_start"),
+    ({"streamSid": "MZ0"}, "bad_start"),
+    ({"customParameters": {"token": 7}}, "bad_start"),
+    ({"customParameters": "token"}, "bad_start"),
+]
+
+
+async def test_a_start_that_cannot_be_served(tmp_path: Path) -> None:
+    async with beside(tmp_path) as here:
+        for change, kind in BAD_STARTS:
+            before = here.refused(kind)
+            async with unstarted(here) as call:
+                start = json.loads(call.wire.start())
+                start["start"] |= change
+                await call.send(call.wire.connected())
+                await call.send(start)
+                assert await call.closed() == 4400, change
+            assert here.refused(kind) == before + 1
 
 
 async def test_the_same_start_again_is_ignored_and_another_one_is_not(tmp_path: Path) -> None:
@@ -480,7 +481,7 @@ async def test_an_unsigned_or_wrongly_signed_handshake_is_refused(tmp_path: Path
             {"X-Twilio-Signature": ""},
             {"X-Twilio-Signature": sign(url, (), "another token")},
             {"X-Twilio-Signature": sign(url.replace("ws", "http"), (), TOKEN)},
-            {"X-Twilio-Signature": sign("wss://evil.test/twilio/stream", (), TOKEN), "Host": "evil.test"},
+            {"X-Twilio-Signature": sign("wss://evil.test/twilio/stream", (), TOKEN)},
         ):
             await refused_handshake(here, 403, headers)
         assert here.refused("signature") == 5

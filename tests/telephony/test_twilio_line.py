@@ -19,8 +19,8 @@ from app.simulator.playout import Playout
 from app.simulator.wire import Audio, Clear, Mark, Violation, Wire
 from app.telephony.media_stream import MediaStream
 from app.telephony.twilio_line import LineOptions, TwilioLine, await_start
-from tests.conversation import VIRTUAL
-from tests.fakes import BLOCK, MemorySocket, names_in, sound
+from tests.conversation import VIRTUAL, nobody_to_tell
+from tests.fakes import BLOCK, MemorySocket, names_in, sound, stretches
 
 pytestmark = VIRTUAL
 
@@ -33,18 +33,15 @@ class FarSide:
 
     options: LineOptions = field(default_factory=LineOptions)
     echoes: bool = True
-    end_call: Callable[[], Awaitable[None]] | None = None
+    end_call: Callable[[], Awaitable[None]] = nobody_to_tell
 
     def __post_init__(self) -> None:
         self.violations: list[Violation] = []
-        self.wire = Wire(
-            account_sid="AC1", call_sid="CA1", stream_sid="MZ1", parameters={}, violations=self.violations
-        )
+        self.wire = Wire(account_sid="AC1", call_sid="CA1", stream_sid="MZ1", parameters={}, violations=self.violations)
         self.playout = Playout()
         self.socket = MemorySocket(self._delivered, self.wire.over)
         self.stream = MediaStream()
-        more = {"end_call": self.end_call} if self.end_call else {}
-        self.line = TwilioLine(self.socket, self.stream, self.options, **more)
+        self.line = TwilioLine(self.socket, self.stream, self.options, end_call=self.end_call)
         self.sent: list[tuple[float, str | bytes]] = []  # what came over the wire: mu-law, or a mark's name, or clear
         self.reports: list[tuple[float, LineEvent]] = []
         self.most_ahead_s = 0.0
@@ -109,8 +106,8 @@ class FarSide:
 
     @property
     def heard(self) -> list[tuple[int, int]]:
-        audio = [bytes(run.audio[at : at + BLOCK]) for run in self.playout.runs for at in range(0, len(run.audio), BLOCK)]
-        return [name for block in audio for name in names_in(block)]
+        heard = [stretch for run in self.playout.runs for stretch in stretches(bytes(run.audio))]
+        return [stretch.name for stretch in heard for _ in range(stretch.start, stretch.end, BLOCK)]
 
     @property
     def spoken(self) -> list[tuple[float, LineEvent]]:
@@ -245,6 +242,22 @@ async def test_marks_that_are_unknown_or_come_twice_count_for_nothing() -> None:
         far.socket.put(far.wire.mark("1"))
         await asyncio.sleep(1.0)
         assert far.spoken == [(0.3, ReplySpoken(1, "네."))]
+
+
+async def test_an_echo_is_believed_over_the_clock() -> None:
+    """The far side was faster: what it says it has played is not played to it again after a pause."""
+    async with FarSide() as far:
+        await far.play(1, 300)
+        await far.line.mark(1, "첫째.")
+        await far.play(1, 100, first=15)
+        await asyncio.sleep(0.2)
+        far.socket.put(far.wire.mark("1"))
+        await asyncio.sleep(0.001)
+        far.line.pause()
+        far.line.resume()
+        await asyncio.sleep(1.0)
+        assert far.spoken == [(0.2, ReplySpoken(1, "첫째."))]
+        assert far.on_the_wire[-6:] == ["clear", *places(1, *range(15, 20))]
 
 
 # ---------------------------------------------------------------- pause, resume, clear
@@ -558,7 +571,7 @@ def _judge(far: FarSide, turn: int, place: int, pieces: dict[str, tuple[int, int
 def _heard_at(far: FarSide, turn: int, place: int) -> float:
     """When the far side had played this block to its end, for the first time."""
     for run in far.playout.runs:
-        for start in range(0, len(run.audio), BLOCK):
-            if names_in(bytes(run.audio[start : start + BLOCK])) == [(turn, place)]:
-                return run.at - far.began + (start + BLOCK) / 8000
+        for stretch in stretches(bytes(run.audio)):
+            if stretch.name == (turn, place) and stretch.end - stretch.start >= BLOCK:
+                return run.at - far.began + stretch.end / 8000
     raise AssertionError(f"never heard: {turn}.{place}")

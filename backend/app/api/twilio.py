@@ -18,7 +18,7 @@ from app.telephony import stream_token, twiml
 from app.telephony.media_stream import MediaStream, Started
 from app.telephony.signature import valid_socket_signature
 from app.telephony.stream_token import TokenRefused
-from app.telephony.twilio_line import await_start
+from app.telephony.twilio_line import PEER_LEFT, await_start
 from app.wiring import Services
 
 router = APIRouter(prefix="/twilio", tags=["twilio"])
@@ -86,7 +86,8 @@ async def stream(socket: WebSocket) -> None:
         services.metrics.streams_refused.labels(violation.kind).inc()
         log.warning("x media stream refused", kind=violation.kind, code=violation.close_code)
         codec.close()
-        await _close(socket, violation.close_code)
+        if violation.close_code != PEER_LEFT:
+            await _close(socket, violation.close_code)
         return
     with structlog.contextvars.bound_contextvars(call=call.call_sid):
         await services.switchboard.serve(services.new_session(call, socket, codec))

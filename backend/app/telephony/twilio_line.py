@@ -35,6 +35,8 @@ RATE = 8_000
 FRAME_BYTES = 160
 FRAME_S = FRAME_BYTES / RATE
 SILENCE = b"\xff"
+PEER_LEFT = 1001
+"""In the place of a close code: there is nobody to close anything for."""
 
 
 class Socket(Protocol):
@@ -359,8 +361,8 @@ class TwilioLine:
 async def await_start(socket: Socket, stream: MediaStream, timeout_s: float) -> Started:
     """The media stream's handshake: messages until `start`.
 
-    Raises ProtocolViolation: 4408 when it does not come in time, 4400 when something else does, 1001 (nothing to
-    close) when the peer leaves.
+    Raises ProtocolViolation: 4408 when it does not come in time, 4400 when something else does, PEER_LEFT when the
+    peer leaves.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -368,7 +370,7 @@ async def await_start(socket: Socket, stream: MediaStream, timeout_s: float) -> 
             while True:
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
-                    raise ProtocolViolation("the peer left before start", close_code=1001, kind="no_start")
+                    raise ProtocolViolation("the peer left before start", close_code=PEER_LEFT, kind="no_start")
                 text = message.get("text")
                 if text is None:
                     stream.binary()

@@ -156,6 +156,17 @@ async def test_the_policy_speech_gives_way_to_a_cough() -> None:
     assert call.exchanges[1:] == [(QUESTION, OPEN_AT, True)]
 
 
+async def test_an_interruption_stops_the_model_and_the_voice_at_once() -> None:
+    call = asked(llm=ScriptedLlm([OPEN_AT + " ", 60.0, CLOSE_AT]), rules=TurnRules(barge_in="speech"))
+    at_work: list[tuple[int, int]] = []
+    for at in (6.0, 6.5):
+        call.at(at, lambda: at_work.append((call.llm.open, call.tts.open)))
+    call.coughs(at=6.3)
+    call.hangs_up(at=9.0)
+    await call.held()
+    assert at_work == [(1, 0), (0, 0)]
+
+
 async def test_the_policy_off_talks_on() -> None:
     call = asked(rules=TurnRules(barge_in="off"))
     call.says("잠깐만요.", at=7.0, for_s=0.6)
@@ -196,6 +207,15 @@ async def test_one_failed_reply_is_apologised_for() -> None:
     assert await call.held() == "caller"
     assert call.bot_said(GREETING, APOLOGY, "네, 예약됐어요.")
     assert call.exchanges[1:] == [(QUESTION, APOLOGY, False), ("예약해 주세요.", "네, 예약됐어요.", False)]
+
+
+async def test_an_apology_that_falls_into_a_cough_is_heard_after_it() -> None:
+    call = asked(llm=ScriptedLlm([1.0, llm_error()]))
+    call.coughs(at=5.5)
+    call.hangs_up(at=14.0)
+    await call.held()
+    assert call.bot_said(GREETING, APOLOGY)
+    assert call.whole(APOLOGY)
 
 
 async def test_two_failed_replies_in_a_row_are_the_last() -> None:
@@ -271,6 +291,16 @@ async def test_noise_is_no_answer_to_the_silence_ladder() -> None:
     await call.held()
     assert call.llm.questions == []
     assert call.heard[1].text == NUDGE
+
+
+async def test_the_silence_ladder_counts_from_the_last_thing_that_happened() -> None:
+    """The recogniser takes 3 s to find no words in a cough: the silence that began at its 2 s bound begins anew."""
+    call = Conversation(stt=ScriptedStt(decode_s=3.0))
+    call.coughs(at=5.0)
+    call.hangs_up(at=20.0)
+    await call.held()
+    assert call.heard[1].text == NUDGE
+    assert call.heard[1].at == pytest.approx(5.3 + 0.36 + 3.0 + 10.0, abs=0.02)
 
 
 @pytest.mark.parametrize("echo", ["played", "never"])
@@ -505,7 +535,8 @@ async def test_a_hang_up_that_cannot_be_done_is_bounded(broken: Any, log_lines: 
         await broken
 
     call = Conversation(end_call=end_call)
-    call.at(2.5, lambda: [call.session.hang_up("admin") for _ in "12"])
+    call.at(2.5, lambda: call.session.hang_up("admin"))
+    call.at(2.5, lambda: call.session.hang_up("admin"))
     assert await call.held() == "admin"
     assert call.ended_at is not None
     assert call.ended_at <= 2.5 + 5.0

@@ -64,9 +64,7 @@ class Listener:
         self._on_fault = on_fault
         self._windows = Chunker(detector.frame_bytes)
         self._heard_ms = 0
-        self._preroll: deque[AudioFrame] = deque(
-            maxlen=1 + (self._options.preroll_ms + 200) // detector.frame_ms
-        )
+        self._preroll: deque[AudioFrame] = deque(maxlen=1 + (self._options.preroll_ms + 200) // detector.frame_ms)
         self._in_speech = False
         self._outbox: deque[AudioFrame | _Cue] = deque()
         self._unconfirmed: deque[AudioFrame | _Cue] = deque()

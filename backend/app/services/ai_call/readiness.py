@@ -61,6 +61,9 @@ class Readiness:
             health = Health(False, str(error))
         except TimeoutError:
             health = Health(False, f"no answer within {CHECK_S:g} s")
+        except Exception as error:  # the edge of a check: a bug in one ends neither the others nor the process
+            log.error("x check broke", component=name, exc_info=error)
+            health = Health(False, f"its check broke ({type(error).__name__}); the log has the stack")
         if health.ok != self._health[name].ok:
             (log.info if health.ok else log.warning)(
                 "- component changed", component=name, ok=health.ok, note=health.note

@@ -90,6 +90,11 @@ class CallSession:
             await self._wind_up(self._ended or reason)
         return self._ended or reason
 
+    @property
+    def ended_because(self) -> EndReason | None:
+        """None while the conversation goes on; set before the far side can know."""
+        return self._ended
+
     def hang_up(self, reason: EndReason) -> None:
         """Somebody wants the call to end. Politely the first time, at once the second."""
         self._post(HangUpRequested(reason))
@@ -104,8 +109,7 @@ class CallSession:
         parts, loop = self._parts, asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             helpers = [
-                group.create_task(part)
-                for part in (self._serve_line(), parts.listener.run(), parts.recorder.run())
+                group.create_task(part) for part in (self._serve_line(), parts.listener.run(), parts.recorder.run())
             ]
             try:
                 self._post(Answered())

@@ -52,11 +52,8 @@ class Speaker:
         pieces: asyncio.Queue[str | LlmError | None] = asyncio.Queue(PIECES_AHEAD)
         try:
             async with asyncio.TaskGroup() as group:
-                writer = group.create_task(self._write(turn, messages, pieces))
-                try:
-                    await self._voice(turn, pieces)
-                finally:
-                    writer.cancel()
+                group.create_task(self._write(turn, messages, pieces))
+                await self._voice(turn, pieces)
         except* ProviderError as failed:
             self._failed(turn, failed)
         else:

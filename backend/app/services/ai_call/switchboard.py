@@ -31,6 +31,7 @@ class Switchboard:
         self._live: dict[str, CallSession] = {}
         self._ended: OrderedDict[str, EndReason] = OrderedDict()
         self._calls = asyncio.TaskGroup()
+        self._leaving = False
 
     async def __aenter__(self) -> Self:
         await self._calls.__aenter__()
@@ -39,7 +40,7 @@ class Switchboard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.draining = True
+        self.draining = self._leaving = True
         self.end_all("shutdown")
         self.end_all("shutdown")
         await self._calls.__aexit__(kind, error, trace)
@@ -56,22 +57,29 @@ class Switchboard:
         return self._live.get(call_sid)
 
     def ended(self, call_sid: str) -> EndReason | None:
-        """Why the call ended, if it was served here and is not live any more."""
-        return self._ended.get(call_sid)
+        """Why the call ended, if it was served here; None while it goes on."""
+        session = self._live.get(call_sid)
+        return session.ended_because if session is not None else self._ended.get(call_sid)
 
     async def serve(self, session: CallSession) -> EndReason:
         """Run the call to its end. Should the waiter be cancelled, the call is ended in order all the same."""
         task = self._calls.create_task(self._serve(session))
+        if self._leaving:  # it came too late to be ended with the others
+            self._end_now(session)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            session.hang_up("shutdown")
-            session.hang_up("shutdown")
+            self._end_now(session)
             raise
 
     def end_all(self, reason: EndReason) -> None:
         for session in self.live:
             session.hang_up(reason)
+
+    def _end_now(self, session: CallSession) -> None:
+        """A second request does not wait for the goodbye."""
+        session.hang_up("shutdown")
+        session.hang_up("shutdown")
 
     async def _serve(self, session: CallSession) -> EndReason:
         call_sid = session.call.call_sid

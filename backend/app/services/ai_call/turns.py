@@ -161,9 +161,7 @@ class TurnMachine:
                 self._speech_end = ms - round(silence_ms)
                 return self._speech_stopped()
             case Heard(transcript):
-                return (
-                    self._heard_final(transcript, ms) if transcript.final else self._heard_partial(transcript)
-                )
+                return self._heard_final(transcript, ms) if transcript.final else self._heard_partial(transcript)
 
     def _speech_started(self) -> list[Command]:
         commands: list[Command] = [DropTimer("silence"), DropTimer("transcript")]
