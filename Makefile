@@ -17,7 +17,7 @@ run: ## the server, in development mode, on 127.0.0.1:8000
 	@export APP_ENV="$${APP_ENV:-development}"; exec $(IN_VENV) -- malgil serve
 
 test: lint ## lint, types, and all tests
-	@exec $(IN_VENV) --dev -- pytest -n auto --maxprocesses 8
+	@exec $(IN_VENV) --dev -- pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: ## ruff and mypy
 	@exec $(IN_VENV) --dev -- ruff check .

@@ -20,7 +20,7 @@ from app.simulator.clip import Clip
 from app.simulator.options import PhoneOptions
 from app.simulator.phone import Phone
 from app.simulator.report import CallReport, Turn
-from app.simulator.script import BotFinished, BotSpeaking, HangUp, Say, Step
+from app.simulator.script import BotFinished, BotSpeaking, Say, Step
 from bench import machine
 from bench.ears import EarName, Ears
 from bench.figures import LATE_MS, Latencies, Reading, Row, Spoken, Spread, Usage, percentile
@@ -32,6 +32,8 @@ BARGE_IN_MS = 800
 SPACING_S = 0.06
 """Between two calls that begin; each also begins a little later within its 20 ms than the one before."""
 SETTLE_S = 0.5
+WARM_UP_S = 4.5
+"""A greeting, an utterance, and the beginning of its answer."""
 PROBE_S = 0.005
 RECORDED_S = 1.0
 
@@ -70,7 +72,8 @@ class Heard:
 
 async def run(plan: Plan) -> Row:
     clips = one_utterance_clips()
-    await Phone(plan.phone, [BotFinished(), Say(clips[0]), BotFinished(), HangUp()]).call()  # warms up
+    warm_up = dataclasses.replace(plan.phone, hang_up_at_s=WARM_UP_S)
+    await Phone(warm_up, script(clips, 0)).call()
     rss_kb = machine.rss_kb(plan.pid)
     gc.collect()
     gc.freeze()
@@ -121,9 +124,7 @@ def script(clips: Sequence[Clip], number: int) -> list[Step]:
 
 
 def _read(plan: Plan) -> Reading:
-    return Reading(
-        asyncio.get_running_loop().time(), machine.cpu_s(plan.pid), machine.core_busy_s(plan.server_core)
-    )
+    return Reading(asyncio.get_running_loop().time(), machine.cpu_s(plan.pid), machine.core_busy_s(plan.server_core))
 
 
 async def _lateness(for_s: float) -> list[float]:

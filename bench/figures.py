@@ -1,8 +1,9 @@
 """The arithmetic: from what the callers heard to the figures of the table. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Any
 
 from bench.task import FRAME_MS
 
@@ -141,6 +142,13 @@ class Row:
     late_p99_ms: float
     late_max_ms: float
     late_share: float
+
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Any]) -> "Row":
+        row: dict[str, Any] = {
+            name: Spread(**value) if isinstance(value, dict) else value for name, value in fields.items()
+        }
+        return cls(**row)
 
     @property
     def void(self) -> str:

@@ -7,14 +7,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench import machine
 from bench.callers import Plan
 from bench.ears import EarName
-from bench.figures import Row, Spread
+from bench.figures import Row
 
 ROOT = Path(__file__).parents[1]
 START_S = 30.0
@@ -48,7 +48,7 @@ def measure(server: Server, calls: int, window_s: float) -> Row:
             calls,
             window_s,
         )
-        row = _row(_output("bench.callers", json.dumps(asdict(plan)), timeout_s=60 + calls + 4 * window_s))
+        row = Row.of_json(_output("bench.callers", json.dumps(asdict(plan)), timeout_s=60 + calls + 4 * window_s))
         return _with_log(row, log)
 
 
@@ -100,10 +100,6 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": f"{ROOT / 'backend'}{os.pathsep}{ROOT}", "PYTHONUTF8": "1"}
 
 
-def _row(fields: dict[str, Any]) -> Row:
-    return Row(**{name: Spread(**value) if isinstance(value, dict) else value for name, value in fields.items()})
-
-
 def _with_log(row: Row, log: Path) -> Row:
     """What the server complained of counts as a fault."""
     complaints = []
@@ -114,8 +110,4 @@ def _with_log(row: Row, log: Path) -> Row:
             entry = {"level": "error", "event": line}
         if entry.get("level") not in ("info", "debug"):
             complaints.append(f"in the log: {entry.get('event')}")
-    return Row(**{**_fields(row), "faults": [*row.faults, *sorted(set(complaints))]})
-
-
-def _fields(row: Row) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in Row.__slots__}
+    return replace(row, faults=[*row.faults, *sorted(set(complaints))])

@@ -15,7 +15,7 @@ from bench.task import SENTENCE_MULAW, SENTENCES
 
 class InstantStt:
     name = "instant"
-    hears: Literal["speech"] = "speech"
+    hears: Literal["everything", "speech"] = "speech"
 
     @asynccontextmanager
     async def open(self, rate: int, language: str) -> AsyncIterator["_InstantStream"]:

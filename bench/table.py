@@ -50,7 +50,9 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         if row.void:
             said.append(f"! {who}: VOID, {row.void}")
         if row.disturbed:
-            said.append(f"* {who}: others took {row.foreign_share:.0%} of the server's core: its milliseconds are theirs")
+            said.append(
+                f"* {who}: others took {row.foreign_share:.0%} of the server's core: its milliseconds are theirs"
+            )
         said += [f"  {who}: {fault}" for fault in row.faults]
     said += _aims([row for row in rows if row.server == "malgil"])
     return said
@@ -60,9 +62,7 @@ def _aims(rows: Sequence[Row]) -> list[str]:
     said = []
     for row in rows:
         met = "met" if row.cpu_us_per_frame < AIM_US_PER_FRAME else "MISSED"
-        said.append(
-            f"aim: under {AIM_US_PER_FRAME} µs a frame, at {row.calls}: {row.cpu_us_per_frame:.0f} µs, {met}"
-        )
+        said.append(f"aim: under {AIM_US_PER_FRAME} µs a frame, at {row.calls}: {row.cpu_us_per_frame:.0f} µs, {met}")
         p95 = row.beyond.p95
         if row.calls == AIM_CALLS and p95 is not None:
             met = "met" if p95 < AIM_BEYOND_P95_MS else "MISSED"
@@ -112,5 +112,3 @@ def _three(spread: Spread, digits: int) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-

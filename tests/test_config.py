@@ -150,4 +150,4 @@ def test_settings_do_not_change_and_do_not_show_their_secrets() -> None:
     settings = load_settings(None, app_env="development", admin_api_key=SECRET)
     assert SECRET not in repr(settings)
     with pytest.raises(ValueError, match="frozen"):
-        settings.port = 1  # type: ignore[misc]
+        settings.port = 1

@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "wiring": "config errors clock metrics background audio telephony db providers services.ai_call",
     "api": "errors clock metrics .types db.call_store telephony wiring api",
     "start_table": "wiring",
-    "main": "api wiring",
+    "main": "errors api wiring",
     "server": "config errors main wiring",
     "cli": "config errors log server start_table wiring simulator.command",
     "__main__": "cli",

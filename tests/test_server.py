@@ -81,7 +81,7 @@ async def test_after_the_drain_the_bot_takes_leave() -> None:
         server.signal(signal.SIGTERM)
         await call.until(lambda: call.count("clear") > 0)  # the greeting gives way to the goodbye
         await call.until(lambda: call.count("mark") >= 2)
-        assert await call.closed() == 1000
+        assert await call.closed() == 1012
         assert await server.exit_code() == 0
 
 

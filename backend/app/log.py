@@ -7,20 +7,16 @@ appear at DEBUG only; numbers and secrets are masked everywhere, in tracebacks t
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
-
-Event = MutableMapping[str, Any]
 
 _SECRET = re.compile(
     r"(?i)((?:api[_-]?key|token|secret|password|authorization|x-twilio-signature|xi-api-key)[\"']?\s*[=:]\s*[\"']?)"
     r"(?:bearer\s+|basic\s+)?[^\s\"',&}]{4,}"
 )
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-_NUMBER = re.compile(r"(?<![\w.:-])(\+\d{2})\d{4,9}(\d{4})(?!\w)")
-
+_NUMBER = re.compile(r"(?<!\w)(\+\d{2})\d{4,9}(\d{4})(?!\w)")
 
 NOISY = ("uvicorn.error", "httpx", "httpcore", "faster_whisper", "huggingface_hub", "filelock", "alembic", "websockets")
 """Libraries whose INFO is of no use here, or holds what must not be logged: paths, URLs."""
@@ -33,11 +29,9 @@ def mask(text: str) -> str:
     return _NUMBER.sub(r"\1*****\2", text)
 
 
-def _mask_event(_logger: Any, _method: str, event: Event) -> Event:
-    for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = mask(value)
-    return event
+def _mask_line(_logger: Any, _method: str, line: Any) -> str:
+    """The last step, over the rendered line: whatever its values were, tracebacks included."""
+    return mask(str(line))
 
 
 def no_false_alarm(record: logging.LogRecord) -> bool:
@@ -54,7 +48,6 @@ def configure_logging(level: str, console: bool) -> None:
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _mask_event,
     ]
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
@@ -65,7 +58,7 @@ def configure_logging(level: str, console: bool) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer, _mask_line],
         )
     )
     logging.getLogger("uvicorn.error").addFilter(no_false_alarm)

@@ -64,8 +64,11 @@ class Server(uvicorn.Server):
             self._on_serving()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._drain_until is not None or not self.started:
+        if not self.started or self.should_exit:
             super().handle_exit(sig, frame)
+            return
+        if self._drain_until is not None:
+            self.should_exit = self.force_exit = True  # the calls are ended, and recorded, when the services close
             return
         self._switchboard.draining = True
         self._drain_until = asyncio.get_running_loop().time() + self._drain_s

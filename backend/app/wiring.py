@@ -88,7 +88,7 @@ class Services:
             stream,
             LineOptions(lead_ms=settings.lead_ms),
             end_call=self._end_call(call.call_sid),
-            on_drop=lambda ms: metrics.audio_dropped.labels("out").inc(ms),
+            on_drop=metrics.audio_dropped.labels("out").inc,
         )
         stt = self.providers.stt
         listener = Listener(
@@ -99,6 +99,7 @@ class Services:
             rate=line.rate,
             language=call.language,
             on_fault=lambda kind: metrics.provider_faults.labels("stt", kind).inc(),
+            on_drop=metrics.audio_dropped.labels("in").inc,
         )
         speaker = Speaker(
             self.providers.llm,

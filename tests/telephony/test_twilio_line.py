@@ -398,8 +398,8 @@ async def test_how_a_line_ends(act: Callable[[FarSide], object], end: End) -> No
         far.line.pause()
         far.line.resume()
         far.line.clear(1)
-        await far.line.hang_up()
-        await far.line.hang_up()
+        await far.line.hang_up("bot")
+        await far.line.hang_up("bot")
         await asyncio.sleep(3.0)
     assert (reason, far.socket.closed_with, bool(told)) == (end.reason, end.close_code, end.ends_call)
     assert len(told) <= 1
@@ -431,7 +431,7 @@ async def test_a_socket_whose_close_fails_is_closed() -> None:
     """Starlette raises WebSocketDisconnect from `close` when the transport is gone."""
     async with FarSide() as far:
         far.socket.send_fault = "disconnect"
-        await far.line.hang_up()
+        await far.line.hang_up("bot")
 
 
 @pytest.mark.parametrize("fault", ["close", "send"])
@@ -444,7 +444,7 @@ async def test_a_deaf_peer_is_given_up_within_bounds(fault: str) -> None:
             assert far.now == 2.0
         else:
             far.socket.close_hangs = True
-            await far.line.hang_up()
+            await far.line.hang_up("bot")
             assert far.now == 0.5
 
 

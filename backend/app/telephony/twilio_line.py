@@ -1,14 +1,14 @@
 """TwilioLine: a Line over a media-stream WebSocket, and the only owner of that socket.
 
-What we send is paced: at most `lead_ms` is ahead of what the far side has played, so an interruption finds little
-to clear. Sent audio stays in `_flight` until its time to be heard is over; so a pause knows what was not heard
-and can play it again. Times are the loop's, in seconds: the way to the far side is equally long for audio and for
-`clear`, so it cancels out.
+What we send is paced: at most `lead_ms` and a frame is ahead of what the far side has played, so an interruption
+finds little to clear. Sent audio stays in `_flight` until its time to be heard is over; so a pause knows what was
+not heard and can play it again. Times are the loop's, in seconds: the way to the far side is equally long for audio
+and for `clear`, so it cancels out.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,6 +35,8 @@ RATE = 8_000
 FRAME_BYTES = 160
 FRAME_S = FRAME_BYTES / RATE
 SILENCE = b"\xff"
+CLOSE_CODES: Mapping[EndReason, int] = {"error": 1011, "shutdown": 1012}
+"""The others are 1000, or what the broken protocol asks for."""
 PEER_LEFT = 1001
 """In the place of a close code: there is nobody to close anything for."""
 
@@ -171,8 +173,9 @@ class TwilioLine:
         self._held = False
         self._wake.set()
 
-    async def hang_up(self) -> None:
+    async def hang_up(self, reason: EndReason) -> None:
         self._give_up()
+        self._close_code = CLOSE_CODES.get(reason, self._close_code)
         try:
             if not self._gone:
                 self._gone = True

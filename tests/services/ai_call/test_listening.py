@@ -25,6 +25,7 @@ class Ears:
         self.stt = stt
         self.posted: list[Event] = []
         self.faults: list[str] = []
+        self.dropped: list[float] = []
         self.sent: list[AudioFrame] = []
         self.sounds = 0
         self.at_ms = 0
@@ -37,6 +38,7 @@ class Ears:
             language="ko",
             options=options,
             on_fault=self.faults.append,
+            on_drop=self.dropped.append,
         )
 
     async def __aenter__(self) -> "Ears":
@@ -341,3 +343,23 @@ async def test_the_error_of_a_send_reopens_as_well() -> None:
 def test_the_fakes_names_survive_the_way_through_pcm() -> None:
     for number, place in [(0, 0), (1, 63), (4095, 4095), (64, 1)]:
         assert names_in(g711.encode(g711.decode(sound(number, place)))) == [(number, place)]
+
+
+class Stuck(ScriptedStt):
+    """Takes nothing: `send` never returns."""
+
+    @asynccontextmanager
+    async def open(self, rate: int, language: str) -> AsyncIterator[Any]:
+        async with super().open(rate, language) as stream:
+
+            async def hang(frame: AudioFrame) -> None:
+                await asyncio.Event().wait()
+
+            stream.send = hang  # type: ignore[method-assign]
+            yield stream
+
+
+async def test_what_a_recogniser_does_not_take_is_bounded_and_counted() -> None:
+    async with Ears(Stuck(), ListenerOptions(replay_ms=1_000), max_utterance_ms=600_000) as ears:
+        await ears.says(*["word"] * 50)
+        assert 3_500 <= sum(ears.dropped) <= 4_500

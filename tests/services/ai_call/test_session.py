@@ -2,6 +2,7 @@
 provider left at work, no breach of the protocol) is asserted by `Conversation.held`."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 
 import pytest
@@ -10,7 +11,7 @@ from app.audio import g711
 from app.services.ai_call.listening import ListenerOptions
 from app.services.ai_call.phrases import canned_clips
 from app.services.ai_call.turns import TurnRules
-from app.services.ai_call.types import Phrase
+from app.services.ai_call.types import Message, Phrase
 from tests.conversation import APOLOGY, GOODBYE, GREETING, NUDGE, VIRTUAL, Conversation, Echo
 from tests.fakes import MemoryStore, ScriptedLlm, ScriptedStt, ToneTts, llm_error, tts_error
 
@@ -544,6 +545,25 @@ async def test_a_hang_up_that_cannot_be_done_is_bounded(broken: Any, log_lines: 
     assert any(line["event"].startswith("x wind-up step") for line in log_lines)
 
 
+class HangingLlm(ScriptedLlm):
+    """Cancelled, it cleans up for ever."""
+
+    async def reply(self, messages: Sequence[Message]) -> AsyncGenerator[str, None]:
+        try:
+            async for word in super().reply(messages):
+                yield word
+        finally:
+            await asyncio.Event().wait()
+
+
+async def test_a_provider_that_never_finishes_cleaning_up_is_not_waited_for() -> None:
+    call = asked(llm=HangingLlm(HOURS))
+    call.hangs_up(at=4.8)
+    assert await call.held() == "caller"
+    assert call.ended_at is not None
+    assert call.ended_at <= 4.8 + 5.0
+
+
 @pytest.mark.parametrize(("at", "ended"), [(3.0, 0), (None, 1)])
 async def test_twilio_is_told_to_end_the_call_unless_the_caller_has_left(at: float | None, ended: int) -> None:
     told: list[float] = []
@@ -565,7 +585,7 @@ async def test_a_cancelled_session_still_winds_up() -> None:
         held = group.create_task(call.held())
         loop.call_later(6.0, held.cancel)
     assert call.store.ends == ["error"]
-    assert call.socket.closed_with == 1000
+    assert call.socket.closed_with == 1011
 
 
 # ---------------------------------------------------------------- an hour

@@ -36,6 +36,10 @@ class ListenerOptions:
     reopen_s: tuple[float, ...] = (0.0, 0.2, 0.5, 1.0)
 
 
+EOF = "eof"
+"""The recogniser ended its stream without an error."""
+
+
 class _Cue(Enum):
     PAUSE = "pause"
     FLUSH = "flush"
@@ -53,6 +57,7 @@ class Listener:
         language: str,
         options: ListenerOptions | None = None,
         on_fault: Callable[[str], None] = lambda kind: None,
+        on_drop: Callable[[float], None] = lambda ms: None,
     ) -> None:
         self._stt = stt
         self._detector = detector
@@ -62,6 +67,7 @@ class Listener:
         self._language = language
         self._options = options or ListenerOptions()
         self._on_fault = on_fault
+        self._on_drop = on_drop
         self._windows = Chunker(detector.frame_bytes)
         self._heard_ms = 0
         self._preroll: deque[AudioFrame] = deque(maxlen=1 + (self._options.preroll_ms + 200) // detector.frame_ms)
@@ -105,6 +111,10 @@ class Listener:
         self._preroll.clear()
 
     def _hand_on(self, item: AudioFrame | _Cue) -> None:
+        """Never waits: should the recogniser take nothing, its oldest audio is given up. Cues stay, they are few."""
+        if len(self._outbox) * self._detector.frame_ms > self._options.replay_ms and isinstance(item, AudioFrame):
+            self._outbox.remove(next(waiting for waiting in self._outbox if isinstance(waiting, AudioFrame)))
+            self._on_drop(self._detector.frame_ms)
         self._outbox.append(item)
         self._arrived.set()
 
@@ -123,15 +133,18 @@ class Listener:
                 log.error("x recogniser given up", provider=self._stt.name, kind=kind)
                 self._post(RecogniserLost(kind))
                 return
-            self._on_fault(kind)
-            log.warning("- recogniser reopened", provider=self._stt.name, kind=kind)
+            if self._useful and kind == EOF:
+                log.debug("- recogniser reopened", provider=self._stt.name)  # some end after each utterance
+            else:
+                self._on_fault(kind)
+                log.warning("- recogniser reopened", provider=self._stt.name, kind=kind)
             await asyncio.sleep(self._options.reopen_s[failures])
             failures += 1
             self._replay()
 
     async def _one_stream(self) -> str:
         """Serve one stream to its end; the kind of end."""
-        kind = "eof"
+        kind = EOF
         self._useful = False
         try:
             async with self._stt.open(self._rate, self._language) as stream, asyncio.TaskGroup() as group:

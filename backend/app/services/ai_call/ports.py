@@ -37,7 +37,7 @@ class Line(Protocol):
     def resume(self) -> None:
         """Play on from where the caller stopped hearing."""
 
-    async def hang_up(self) -> None:
+    async def hang_up(self, reason: EndReason) -> None:
         """End the call itself, not only the stream. Bounded; safe to call when the far side is gone."""
 
 

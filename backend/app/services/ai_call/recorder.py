@@ -80,12 +80,8 @@ class Recorder:
         try:
             async with asyncio.timeout(self._timing.close):
                 await self._open()
-                async with asyncio.TaskGroup() as group:  # side by side: a slow store must not add up
-                    for exchange in self._pending.values():
-                        group.create_task(self._add(exchange))
-                    group.create_task(
-                        self._write("end", partial(self._store.close_call, self._call.call_sid, reason, at))
-                    )
+                await self._add_all()  # before the end: an ended call is a whole one
+                await self._write("end", partial(self._store.close_call, self._call.call_sid, reason, at))
         except TimeoutError:
             self._on_fault()
             log.error("x call record left incomplete", opened=self._opened, exchanges_missing=len(self._pending))
@@ -94,6 +90,16 @@ class Recorder:
         if not self._opened:
             await self._write("call", partial(self._store.open_call, self._call))
             self._opened = True
+
+    async def _add_all(self) -> None:
+        """Side by side, for a slow store must not add up; and in half of the time, for the end must be written."""
+        try:
+            async with asyncio.timeout(self._timing.close / 2), asyncio.TaskGroup() as group:
+                for exchange in self._pending.values():
+                    group.create_task(self._add(exchange))
+        except TimeoutError:
+            self._on_fault()
+            log.error("x exchanges left out of the record", missing=len(self._pending))
 
     async def _add(self, exchange: Exchange) -> None:
         await self._write("exchange", partial(self._store.add_exchange, self._call.call_sid, exchange))

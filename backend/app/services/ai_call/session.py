@@ -51,6 +51,9 @@ log = structlog.get_logger(__name__)
 WIND_UP_S = 5.0
 """Everything a call owns is released within this time of its end."""
 
+INSIST_S = 1.0
+"""A task that was cancelled and is still there after so long is cancelled again."""
+
 EventQueue = asyncio.Queue[Event]
 
 
@@ -75,6 +78,7 @@ class CallSession:
         self._post: Callable[[Event], None] = parts.events.put_nowait
         self._ended: EndReason | None = None
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._reply: asyncio.Task[None] | None = None
         self._history: list[Exchange] = []
         self._language = call.language if call.language != "auto" else "ko"
@@ -108,9 +112,8 @@ class CallSession:
     async def _converse(self) -> EndReason:
         parts, loop = self._parts, asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
-            helpers = [
-                group.create_task(part) for part in (self._serve_line(), parts.listener.run(), parts.recorder.run())
-            ]
+            for part in (self._serve_line(), parts.listener.run(), parts.recorder.run()):
+                self._start(part, group)
             try:
                 self._post(Answered())
                 while self._ended is None:
@@ -120,10 +123,21 @@ class CallSession:
             finally:
                 for timer in self._timers.values():
                     timer.cancel()
-                self._cancel_reply()
-                for helper in helpers:
-                    helper.cancel()
+                self._release()
         return self._ended
+
+    def _start(self, work: Coroutine[Any, Any, None], group: asyncio.TaskGroup) -> asyncio.Task[None]:
+        task = group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _release(self) -> None:
+        """Cancel whatever the call still runs; again and again, should a provider's clean-up hang."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            asyncio.get_running_loop().call_later(INSIST_S, self._release)
 
     async def _serve_line(self) -> None:
         reason = await self._parts.line.run(self._on_line)
@@ -169,7 +183,7 @@ class CallSession:
 
     def _start_reply(self, speech: Coroutine[Any, Any, None], group: asyncio.TaskGroup) -> None:
         self._cancel_reply()
-        self._reply = group.create_task(speech)
+        self._reply = self._start(speech, group)
 
     def _cancel_reply(self) -> None:
         """Not waited for: its turn number makes whatever it still does harmless."""
@@ -215,7 +229,7 @@ class CallSession:
     async def _wind_up(self, reason: EndReason) -> None:
         """End the call for the far side and write its end, both bounded and neither waiting for the other's luck."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(_guarded("hang_up", self._parts.line.hang_up()))
+            group.create_task(_guarded("hang_up", self._parts.line.hang_up(reason)))
             group.create_task(_guarded("record", self._parts.recorder.close(reason, utc_now())))
 
 

@@ -19,6 +19,7 @@ from app.services.ai_call.types import Event, FirstToken, Message, Phrase, Reply
 log = structlog.get_logger(__name__)
 
 PIECES_AHEAD = 2
+INSIST_S = 1.0
 
 
 class Speaker:
@@ -52,8 +53,12 @@ class Speaker:
         pieces: asyncio.Queue[str | LlmError | None] = asyncio.Queue(PIECES_AHEAD)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._write(turn, messages, pieces))
-                await self._voice(turn, pieces)
+                writer = group.create_task(self._write(turn, messages, pieces))
+                try:
+                    await self._voice(turn, pieces)
+                finally:
+                    if not writer.done():  # a group cancels once; a clean-up that hangs needs it twice
+                        asyncio.get_running_loop().call_later(INSIST_S, writer.cancel)
         except* ProviderError as failed:
             self._failed(turn, failed)
         else:
