@@ -14,6 +14,7 @@ from app.audio import g711
 from app.audio.endpoint import Endpointer, EndpointOptions
 from app.audio.types import AudioFrame
 from app.audio.vad import SileroModel, load_silero
+from app.log import configure_logging
 from app.services.ai_call.listening import Listener
 from app.telephony.media_stream import MediaStream
 from app.telephony.twilio_line import LineOptions, TwilioLine
@@ -45,6 +46,7 @@ class Piece:
 
 def report() -> str:
     """Measures the whole at 50 calls, then the pieces. Half a minute."""
+    configure_logging("WARNING", console=True)
     whole = measure(OURS, CALLS, WHOLE_SECONDS)
     inbound, outbound = _inbound(), asyncio.run(_outbound(whole.bot_share))
     total = whole.cpu_us_per_frame

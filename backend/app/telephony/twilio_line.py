@@ -53,7 +53,7 @@ class Socket(Protocol):
 class LineOptions:
     """`burst_ms`: how far the lead may fall before the next burst; fewer wake-ups for a little more lead.
     `queue_ms`: audio that may wait here before `play` waits. `mark_grace_s`: an echo later than this after its
-    audio was due is taken as come."""
+    audio was due is taken as come. `stall_s`: a peer that sends nothing for so long, or up to a tenth less, is gone."""
 
     lead_ms: int = 600
     burst_ms: int = 100
@@ -210,8 +210,12 @@ class TwilioLine:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(None) as stall:
+                renew_at = 0.0
                 while True:
-                    stall.reschedule(loop.time() + self._options.stall_s)
+                    now = loop.time()
+                    if now >= renew_at:  # not for every message: that would cost more than to decode it
+                        stall.reschedule(now + self._options.stall_s)
+                        renew_at = now + self._options.stall_s / 10
                     message = await self._socket.receive()
                     if message["type"] == "websocket.disconnect":
                         self._closed = self._gone = self._disconnected = True
