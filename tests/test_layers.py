@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "services.ai_call.listening": "errors audio .types .ports",
     "services.ai_call.speaking": "errors .types .ports .sentences .phrases",
     "services.ai_call.session": (
-        "clock metrics audio .types .ports .language .turns .prompt .recorder .listening .speaking"
+        "clock metrics audio .types .ports .language .dialogue .turns .prompt .recorder .listening .speaking"
     ),
     "services.ai_call.switchboard": "metrics .types .session",
     "services.ai_call.readiness": "errors",

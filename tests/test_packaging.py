@@ -22,9 +22,7 @@ from tools import bootstrap
 
 ROOT = Path(__file__).resolve().parent.parent
 # One entry of a lock: name, version, perhaps a marker, then hashes.
-ENTRY = re.compile(
-    r"^([\w.-]+)==([^\s;]+)(?: ; ([^\\\n]+?))?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.M
-)
+ENTRY = re.compile(r"^([\w.-]+)==([^\s;]+)(?: ; ([^\\\n]+?))?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.M)
 
 
 def entries(lock: str) -> list[tuple[str, str, str, str]]:
@@ -113,15 +111,9 @@ def test_the_wheel_carries_every_file_of_the_package_and_the_pins(tmp_path: Path
         packed = {name for name in archive.namelist() if name.startswith("app/")}
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         about = archive.read(metadata).decode()
-    here = {
-        str(path.relative_to(tree / "backend"))
-        for path in (tree / "backend/app").rglob("*")
-        if path.is_file()
-    }
+    here = {str(path.relative_to(tree / "backend")) for path in (tree / "backend/app").rglob("*") if path.is_file()}
     assert packed == here
-    named = {
-        Requirement(line.split(":", 1)[1]) for line in about.splitlines() if line.startswith("Requires-Dist:")
-    }
+    named = {Requirement(line.split(":", 1)[1]) for line in about.splitlines() if line.startswith("Requires-Dist:")}
     assert {one for one in named if "extra" not in str(one.marker)} == set(requirements("requirements.txt"))
 
 
@@ -216,9 +208,7 @@ def test_an_up_to_date_check_is_cheap(tree: Path, monkeypatch: pytest.MonkeyPatc
     assert min(took) < 0.5  # 0.1 s on an idle machine
 
 
-def test_a_developers_environment_serves_too_but_not_the_other_way(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_developers_environment_serves_too_but_not_the_other_way(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = note_as_ready(tree, monkeypatch, bootstrap.DEV_LOCK)
     assert environment.is_ready_for(bootstrap.RUN_LOCK)
     environment = note_as_ready(tree, monkeypatch, bootstrap.RUN_LOCK)
@@ -226,9 +216,7 @@ def test_a_developers_environment_serves_too_but_not_the_other_way(
 
 
 @pytest.mark.parametrize("changed", [bootstrap.RUN_LOCK, bootstrap.TOOLS_LOCK, "pyproject.toml"])
-def test_a_change_of_what_is_installed_is_noticed(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, changed: str
-) -> None:
+def test_a_change_of_what_is_installed_is_noticed(tree: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
     environment = note_as_ready(tree, monkeypatch, bootstrap.RUN_LOCK)
     assert environment.is_ready_for(bootstrap.RUN_LOCK)
     with (tree / changed).open("a") as file:
@@ -236,9 +224,7 @@ def test_a_change_of_what_is_installed_is_noticed(
     assert not environment.is_ready_for(bootstrap.RUN_LOCK)
 
 
-def test_a_moved_clone_and_a_python_that_has_gone_are_noticed(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_moved_clone_and_a_python_that_has_gone_are_noticed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note_as_ready(tree, monkeypatch, bootstrap.RUN_LOCK)
     moved = tree.rename(tree.parent / "elsewhere")
     monkeypatch.setattr(bootstrap, "ROOT", moved)

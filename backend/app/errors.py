@@ -1,10 +1,11 @@
 """Every error Malgil raises on purpose, in one tree.
 
-    MalgilError                     code, retryable
+    MalgilError                     code
     ├── ConfigError                 a setting is missing or wrong; the start stops with exit code 78
     ├── InvalidState                our own code used an object out of order (a bug, never a peer's fault)
     ├── ProtocolViolation           a peer broke the wire protocol; carries the WebSocket close code
-    └── ProviderError               a recogniser, model, voice, database or carrier failed; names it
+    ├── TokenRefused, …             refusals of one module, drawn there (stream_token, the simulator)
+    └── ProviderError               retryable: a recogniser, model, voice, database or carrier failed; names it
         ├── SttError
         ├── LlmError
         └── TtsError

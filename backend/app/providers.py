@@ -16,8 +16,8 @@ from app.asr.engine import EngineOptions
 from app.asr.models import ModelOptions, ModelShelf
 from app.clock import utc_now
 from app.config import Settings
-from app.errors import LlmError
-from app.services.ai_call.dialogue import Dialogue
+from app.errors import ConfigError, LlmError, TtsError
+from app.services.ai_call.dialogue import LANGUAGES, Dialogue
 from app.services.ai_call.local_stt import LocalStt, LocalSttOptions
 from app.services.ai_call.ports import LanguageModel, SpeechToText, TextToSpeech
 
@@ -48,17 +48,21 @@ class Providers:
     chores: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
 
 
+Chore = Callable[[], Coroutine[Any, Any, None]]
+Row = Callable[[], InUse]
+
+
 async def open_providers(settings: Settings, dialogue: Dialogue, stack: AsyncExitStack) -> Providers:
-    shelf = await stack.enter_async_context(ModelShelf(_model_options(settings), lambda: utc_now().timestamp()))
-    llm, llm_row = await _open_llm(settings, dialogue, stack)
-    tts, tts_row = await _open_tts(settings, stack)
-    stt = LocalStt(shelf, LocalSttOptions(partial_ms=settings.partial_flush_ms))
+    """Raises ConfigError. `stack` closes them."""
+    stt, stt_row, stt_chore = await RECOGNISERS[settings.stt_provider](settings, stack)
+    llm, llm_row = await MODELS[settings.llm_provider](settings, dialogue, stack)
+    tts, tts_row = await VOICES[settings.voice](settings, stack)
     return Providers(
         stt,
         llm,
         tts,
-        rows=lambda: {"stt": _stt_row(shelf), "llm": llm_row, "tts": tts_row},
-        chores=(shelf.fetch, lambda: _warm_up(llm)),
+        rows=lambda: {"stt": stt_row(), "llm": llm_row, "tts": tts_row},
+        chores=(stt_chore, lambda: _warm_up(llm)),
     )
 
 
@@ -72,8 +76,11 @@ async def _warm_up(llm: LanguageModel) -> None:
             log.warning("x model not warmed", provider=error.provider, kind=error.kind, error=str(error))
 
 
-def _model_options(settings: Settings) -> ModelOptions:
-    return ModelOptions(
+# ---------------------------------------------------------------- recognisers
+
+
+async def _open_local(settings: Settings, stack: AsyncExitStack) -> tuple[SpeechToText, Row, Chore]:
+    options = ModelOptions(
         name=settings.model_name,
         device=settings.device,
         compute_type=settings.compute_type,
@@ -81,20 +88,30 @@ def _model_options(settings: Settings) -> ModelOptions:
         no_speech_threshold=settings.no_speech_threshold,
         engine=EngineOptions(beam=settings.beam_size),
     )
+    shelf = await stack.enter_async_context(ModelShelf(options, lambda: utc_now().timestamp()))
+    stt = LocalStt(shelf, LocalSttOptions(partial_ms=settings.partial_flush_ms))
+
+    def row() -> InUse:
+        status = shelf.status  # it changes while a better model is fetched
+        name = f"local: faster-whisper, model {status.name}, {status.device}, {status.compute_type}"
+        return InUse(name, status.note, "MODEL_NAME=small, or a folder with a model" if status.demo else "")
+
+    return stt, row, shelf.fetch
 
 
-def _stt_row(shelf: ModelShelf) -> InUse:
-    status = shelf.status
-    name = f"local: faster-whisper, model {status.name}, {status.device}, {status.compute_type}"
-    better = "MODEL_NAME=small, or a folder with a model" if status.demo else ""
-    return InUse(name, status.note, better)
+# ---------------------------------------------------------------- models
 
 
-async def _open_llm(settings: Settings, dialogue: Dialogue, stack: AsyncExitStack) -> tuple[LanguageModel, InUse]:
+async def _open_scripted(
+    settings: Settings, dialogue: Dialogue, stack: AsyncExitStack, why: str = "LLM_PROVIDER=scripted", better: str = ""
+) -> tuple[LanguageModel, InUse]:
     from app.services.ai_call.scripted_llm import ScriptedLlm
 
-    if settings.llm_provider == "scripted":
-        return ScriptedLlm(dialogue), InUse("scripted: a dialogue file, no model", "LLM_PROVIDER=scripted")
+    return ScriptedLlm(dialogue), InUse("scripted: a dialogue file, no model", why, better)
+
+
+async def _open_ollama(settings: Settings, dialogue: Dialogue, stack: AsyncExitStack) -> tuple[LanguageModel, InUse]:
+    """In development the dialogue file answers where Ollama cannot be used; in production readiness waits for it."""
     from app.services.ai_call.ollama_llm import OllamaLlm, OllamaOptions
 
     llm = OllamaLlm(OllamaOptions(settings.llm_url, settings.llm_model, settings.num_predict, settings.temperature))
@@ -107,29 +124,50 @@ async def _open_llm(settings: Settings, dialogue: Dialogue, stack: AsyncExitStac
             why = str(error) or f"no answer from {settings.llm_url}"
             log.warning("- answering from the dialogue file: Ollama cannot be used", why=why)
             better = f"start Ollama, `ollama pull {settings.llm_model}`, and start again (LLM_URL, LLM_MODEL)"
-            return ScriptedLlm(dialogue), InUse("scripted: a dialogue file, no model", why, better)
+            return await _open_scripted(settings, dialogue, stack, why, better)
     return llm, InUse(f"ollama: {settings.llm_model} at {settings.llm_url}", "LLM_PROVIDER=ollama")
 
 
-async def _open_tts(settings: Settings, stack: AsyncExitStack) -> tuple[TextToSpeech, InUse]:
-    if settings.voice == "elevenlabs":
-        from app.services.ai_call.elevenlabs_tts import ElevenLabsOptions, ElevenLabsTts
+# ---------------------------------------------------------------- voices
 
-        voice = ElevenLabsTts(
-            ElevenLabsOptions(
-                api_key=settings.elevenlabs_api_key.get_secret_value(),
-                voice_id=settings.elevenlabs_voice_id,
-                model=settings.elevenlabs_model,
-                base_url=settings.elevenlabs_base_url,
-                max_connections=settings.max_calls,
-            )
+
+async def _open_elevenlabs(settings: Settings, stack: AsyncExitStack) -> tuple[TextToSpeech, InUse]:
+    from app.services.ai_call.elevenlabs_tts import ElevenLabsOptions, ElevenLabsTts
+
+    voice = ElevenLabsTts(
+        ElevenLabsOptions(
+            api_key=settings.elevenlabs_api_key.get_secret_value(),
+            voice_id=settings.elevenlabs_voice_id,
+            model=settings.elevenlabs_model,
+            base_url=settings.elevenlabs_base_url,
+            language=_language(settings),
+            max_connections=settings.max_calls,
         )
-        stack.push_async_callback(voice.aclose)
-        return voice, InUse(f"elevenlabs: {settings.elevenlabs_model}", "there is an ELEVENLABS_API_KEY")
+    )
+    stack.push_async_callback(voice.aclose)
+    why = "TTS_PROVIDER=elevenlabs" if settings.tts_provider else "there is an ELEVENLABS_API_KEY"
+    return voice, InUse(f"elevenlabs: {settings.elevenlabs_model}", why)
+
+
+async def _open_espeak(settings: Settings, stack: AsyncExitStack) -> tuple[TextToSpeech, InUse]:
     from app.services.ai_call.espeak_tts import EspeakTts
 
-    espeak = EspeakTts()
-    stack.push_async_callback(espeak.aclose)
-    await espeak.open()
+    voice = EspeakTts(_language(settings))
+    stack.push_async_callback(voice.aclose)
+    try:
+        await voice.open()
+    except TtsError as error:
+        raise ConfigError(f"TTS_PROVIDER: espeak cannot speak: {error}") from error
     why = "TTS_PROVIDER=espeak" if settings.tts_provider else "there is no ELEVENLABS_API_KEY"
-    return espeak, InUse("espeak: the keyless voice", why, "ELEVENLABS_API_KEY and ELEVENLABS_VOICE_ID")
+    return voice, InUse("espeak: the keyless voice", why, "ELEVENLABS_API_KEY and ELEVENLABS_VOICE_ID")
+
+
+def _language(settings: Settings) -> str:
+    """Of a text that does not show its own."""
+    return settings.lang_hint if settings.lang_hint in LANGUAGES else LANGUAGES[0]
+
+
+RECOGNISERS = {"local": _open_local}
+MODELS = {"ollama": _open_ollama, "scripted": _open_scripted}
+VOICES = {"elevenlabs": _open_elevenlabs, "espeak": _open_espeak}
+"""By the names that STT_PROVIDER, LLM_PROVIDER and TTS_PROVIDER take."""

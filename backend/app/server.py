@@ -27,6 +27,9 @@ SEND_BUFFER = 64 * 1024
 """Small, so that a peer that stopped reading is noticed after seconds of audio, not after a minute."""
 MAX_MESSAGE = 64 * 1024
 GOODBYE_S = 20
+GRACE_S = 5
+"""For requests that are half-way when the server leaves, a call's winding up among them."""
+BACKLOG = 2048
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -39,6 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)  # at once, so that of two servers that start together one sees the other
     except OSError as error:
         listener.close()
         raise ConfigError(
@@ -57,6 +61,7 @@ class Server(uvicorn.Server):
         self._on_serving = on_serving
         self._drain_until: float | None = None
         self._said_goodbye = False
+        self._forced = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -64,27 +69,37 @@ class Server(uvicorn.Server):
             self._on_serving()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.started or self.should_exit:
+        if not self.started:
             super().handle_exit(sig, frame)
             return
         if self._drain_until is not None:
-            self.should_exit = self.force_exit = True  # the calls are ended, and recorded, when the services close
+            self._forced = True
             return
         self._switchboard.draining = True
         self._drain_until = asyncio.get_running_loop().time() + self._drain_s
         log.info("- draining", live_calls=len(self._switchboard.live), at_most_s=self._drain_s)
 
     async def on_tick(self, counter: int) -> bool:
-        if self._drain_until is not None:
+        if self._forced:
+            self._leave_now()
+        elif self._drain_until is not None:
             self._drain(asyncio.get_running_loop().time() - self._drain_until)
         return await super().on_tick(counter)
 
     def _drain(self, overdue_s: float) -> None:
-        if not self._switchboard.live or overdue_s >= GOODBYE_S:
+        if not self._switchboard.live:
             self.should_exit = True
+        elif overdue_s >= GOODBYE_S:
+            self._leave_now()
         elif overdue_s >= 0 and not self._said_goodbye:
             self._said_goodbye = True
             self._switchboard.end_all("shutdown")
+
+    def _leave_now(self) -> None:
+        """Calls that are left are ended before their sockets are, so that their record says who ended them."""
+        self._switchboard.end_all("shutdown")
+        self._switchboard.end_all("shutdown")
+        self.should_exit = True
 
 
 def serve(settings: Settings, on_serving: Callable[[Services], None]) -> None:
@@ -108,6 +123,7 @@ def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
         ws_max_size=MAX_MESSAGE,
         ws_per_message_deflate=False,
         lifespan="off",
+        timeout_graceful_shutdown=GRACE_S,
         log_config=None,
         access_log=False,
         server_header=False,

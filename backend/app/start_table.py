@@ -6,6 +6,7 @@ from app.wiring import Services
 
 log = structlog.get_logger(__name__)
 
+DEFAULT_URL = "http://127.0.0.1:8000"
 LABELS = {"stt": "recogniser", "llm": "model", "tts": "voice"}
 
 
@@ -24,11 +25,19 @@ def start_table(services: Services) -> str:
     for name, note in ill.items():
         lines.append(f"  NOT READY   {name}: {note}")
     if settings.development:
-        lines.append('  Call it:    .venv/bin/malgil simulate --say "안녕하세요." --say "영업시간이 어떻게 되나요?"')
+        lines.append(f"  Call it:    {_example_call(services)}")
         lines.append("  For a real telephone number see README.md; settings are listed in env.example.")
     else:
         lines.append(f"  Voice webhook for your Twilio number: {settings.base_url}/twilio/voice")
     return "\n".join([*lines, ""])
+
+
+def _example_call(services: Services) -> str:
+    settings = services.settings
+    url = "" if settings.base_url == DEFAULT_URL else f" --url {settings.base_url}"
+    english = settings.lang_hint == "en"
+    words = ("Hello.", "What are your opening hours?") if english else ("안녕하세요.", "영업시간이 어떻게 되나요?")
+    return f".venv/bin/malgil simulate{url}" + "".join(f' --say "{text}"' for text in words)
 
 
 def start_record(services: Services) -> None:

@@ -19,12 +19,13 @@ from app.clock import utc_now
 from app.config import Settings
 from app.db.call_store import SqlCallStore
 from app.db.engine import Database, open_database
+from app.errors import ProviderError
 from app.metrics import Metrics
 from app.providers import Providers, open_providers
 from app.services.ai_call.dialogue import LANGUAGES, Dialogue, Words
 from app.services.ai_call.listening import Listener
 from app.services.ai_call.phrases import PhraseBook, Texts, texts_of
-from app.services.ai_call.ports import SessionRegistry, TextToSpeech
+from app.services.ai_call.ports import Checkable, SessionRegistry, TextToSpeech
 from app.services.ai_call.prompt import PromptBuilder
 from app.services.ai_call.readiness import Readiness
 from app.services.ai_call.recorder import Recorder
@@ -131,8 +132,13 @@ class Services:
 
     def _end_call(self, call_sid: str) -> Callable[[], Awaitable[None]]:
         async def end_call() -> None:
-            if self.rest is not None:
+            if self.rest is None:
+                return
+            try:
                 await self.rest.complete(call_sid)
+            except ProviderError as error:
+                self.metrics.provider_faults.labels("twilio", error.kind).inc()
+                log.warning("x call not ended by Twilio", kind=error.kind, error=str(error))
 
         return end_call
 
@@ -216,7 +222,6 @@ def _detectors(settings: Settings) -> tuple[str, Callable[[], SpeechDetector]]:
 def _checks(providers: Providers, database: Database) -> dict[str, Callable[[], Awaitable[None]]]:
     checks: dict[str, Callable[[], Awaitable[None]]] = {"database": database.check}
     for component, provider in (("stt", providers.stt), ("llm", providers.llm), ("tts", providers.tts)):
-        check = getattr(provider, "check", None)
-        if check is not None:
-            checks[component] = check
+        if isinstance(provider, Checkable):
+            checks[component] = provider.check
     return checks

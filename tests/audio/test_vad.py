@@ -150,9 +150,7 @@ def test_frames_of_many_calls_share_a_run(silero: SileroModel, spoken: "list[Sam
     shared: list[list[float]] = [[] for _ in pieces]
     for number in range(len(pieces[0])):
         for group in ((0,), (1, 2, 3), (4,)) if number % 2 else ((4, 3, 2, 1, 0),):
-            answers = silero.probabilities(
-                [pieces[call][number] for call in group], [memories[call] for call in group]
-            )
+            answers = silero.probabilities([pieces[call][number] for call in group], [memories[call] for call in group])
             for call, answer in zip(group, answers, strict=True):
                 shared[call].append(answer)
     np.testing.assert_allclose(shared, alone, atol=1e-4)
@@ -180,9 +178,7 @@ def test_no_model_at_all_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         load_silero()
 
 
-def test_a_package_without_the_file_counts_as_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_without_the_file_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Importable, but not the package we know: an old one, or a folder of that name."""
     (tmp_path / "silero_vad").mkdir()
     (tmp_path / "silero_vad" / "__init__.py").touch()

@@ -1,5 +1,6 @@
 """What every route builds on: the application's services, the admin's key, and Twilio's signed forms."""
 
+import asyncio
 import hmac
 import re
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from app.wiring import Services
 
 MAX_BODY = 64 * 1024
 MAX_FIELDS = 200
+BODY_S = 5.0
 CALL_SID = re.compile(r"CA[0-9a-f]{32}")
 
 _bearer = HTTPBearer(auto_error=False, description="ADMIN_API_KEY")
@@ -66,19 +68,22 @@ class TwilioForm:
 async def signed_form(request: Request, services: ServicesDep) -> TwilioForm:
     """Read a webhook's form and check its signature over the configured public URL, before anything is spent.
 
-    415 for another content type, 413 for a body over 64 KiB, 400 for more than 200 fields, 403 for a signature that
-    is missing or wrong.
+    415 for another content type, 413 for a body over 64 KiB, 408 for one that takes 5 s, 400 for more than 200
+    fields, 403 for a signature that is missing or wrong.
     """
     refused = services.metrics.webhooks_refused
     if request.headers.get("content-type", "").split(";")[0].strip() != "application/x-www-form-urlencoded":
         refused.labels("content_type").inc()
         raise HTTPException(415)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            refused.labels("body").inc()
-            raise HTTPException(413)
+    try:
+        async with asyncio.timeout(BODY_S):
+            body = await _body(request)
+    except TimeoutError as error:
+        refused.labels("slow").inc()
+        raise HTTPException(408) from error
+    if body is None:
+        refused.labels("body").inc()
+        raise HTTPException(413)
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError as error:
@@ -88,6 +93,16 @@ async def signed_form(request: Request, services: ServicesDep) -> TwilioForm:
         refused.labels("signature").inc()
         raise HTTPException(403)
     return TwilioForm(dict(pairs))
+
+
+async def _body(request: Request) -> bytes | None:
+    """None when it is too large; no more than that is ever held."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            return None
+    return bytes(body)
 
 
 def _signed(request: Request, services: Services, pairs: list[tuple[str, str]]) -> bool:

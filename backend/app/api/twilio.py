@@ -3,6 +3,7 @@
 Status and close codes: docs/call-flow.md.
 """
 
+import asyncio
 import secrets
 from contextlib import suppress
 
@@ -18,7 +19,7 @@ from app.telephony import stream_token, twiml
 from app.telephony.media_stream import MediaStream, Started
 from app.telephony.signature import valid_socket_signature
 from app.telephony.stream_token import TokenRefused
-from app.telephony.twilio_line import PEER_LEFT, await_start
+from app.telephony.twilio_line import CUT_OFF, PEER_LEFT, await_start
 from app.wiring import Services
 
 router = APIRouter(prefix="/twilio", tags=["twilio"])
@@ -26,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 TOKEN_TTL_S = 60
 START_S = 5.0
+CLOSE_S = 0.5
 NUMBER_CHARS = 64
 
 
@@ -64,7 +66,7 @@ async def status(form: SignedForm, services: ServicesDep) -> None:
 async def after_stream(form: SignedForm, services: ServicesDep) -> Response:
     """The stream is over but the caller is still there: ended by us, or cut off."""
     call_sid = form.get("CallSid")
-    if services.switchboard.ended(call_sid) in (None, "error", "media_stall", "protocol", "shutdown"):
+    if services.switchboard.ended(call_sid) in (None, "shutdown", *CUT_OFF):
         language = services.settings.lang_hint
         return _xml(twiml.decline(services.words(language).cut_off, _tag(language)))
     return _xml(twiml.hang_up())
@@ -99,9 +101,7 @@ async def _admitted(socket: WebSocket, services: Services) -> bool:
     if "origin" in socket.headers:
         refusal = 403, "origin"  # a browser; Twilio sends none
     elif services.signatures_checked and not valid_socket_signature(
-        f"{services.settings.base_url.replace('http', 'ws', 1)}{socket.url.path}",
-        socket.headers,
-        services.auth_tokens,
+        _dialled(socket, services), socket.headers, services.auth_tokens
     ):
         refusal = 403, "signature"
     elif services.switchboard.draining or services.switchboard.full:
@@ -134,6 +134,8 @@ async def _claimed(start: Started, services: Services) -> CallInfo:
     call = await services.registry.claim(nonce)
     if call is None or call.call_sid != start.call_sid or call.account_sid != start.account_sid:
         raise ProtocolViolation("token used or not for this call", close_code=4401, kind="token")
+    if services.switchboard.full or services.switchboard.draining:
+        raise ProtocolViolation("full or draining by now", close_code=1013, kind="busy")
     if services.switchboard.find(call.call_sid) is not None:
         raise ProtocolViolation("this call has a stream already", close_code=4409, kind="second_stream")
     return call
@@ -173,8 +175,9 @@ def _tag(language: str) -> str:
 
 
 async def _close(socket: WebSocket, code: int) -> None:
-    with suppress(RuntimeError, WebSocketDisconnect, OSError):  # the peer was faster
-        await socket.close(code)
+    with suppress(RuntimeError, WebSocketDisconnect, OSError):  # the peer was faster, or does not answer
+        async with asyncio.timeout(CLOSE_S):
+            await socket.close(code)
 
 
 def _xml(document: str) -> Response:

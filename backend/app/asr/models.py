@@ -214,7 +214,7 @@ class ModelShelf:
             name,
             device.name,
             device.compute_type,
-            workers=2 if device.name == "cuda" else min(MAX_WORKERS, len(os.sched_getaffinity(0))),
+            workers=2 if device.name == "cuda" else min(MAX_WORKERS, _cores()),
             no_speech_threshold=self._options.no_speech_threshold,
         )
         expected_ms = recogniser.warm_up()
@@ -287,6 +287,11 @@ class ModelShelf:
             self._memory.write_text(json.dumps(memory) + "\n", encoding="utf-8")
         except OSError as error:
             log.warning("x the hub's failure was not noted", file=str(self._memory), error=str(error))
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _own_folder(name: str) -> Path:

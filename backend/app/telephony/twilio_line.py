@@ -37,6 +37,8 @@ FRAME_S = FRAME_BYTES / RATE
 SILENCE = b"\xff"
 CLOSE_CODES: Mapping[EndReason, int] = {"error": 1011, "shutdown": 1012}
 """The others are 1000, or what the broken protocol asks for."""
+CUT_OFF: tuple[EndReason, ...] = ("error", "media_stall", "protocol")
+"""The stream broke and the call did not: the caller is told so by what comes after the stream."""
 PEER_LEFT = 1001
 """In the place of a close code: there is nobody to close anything for."""
 
@@ -53,7 +55,7 @@ class Socket(Protocol):
 class LineOptions:
     """`burst_ms`: how far the lead may fall before the next burst; fewer wake-ups for a little more lead.
     `queue_ms`: audio that may wait here before `play` waits. `mark_grace_s`: an echo later than this after its
-    audio was due is taken as come. `stall_s`: a peer that sends nothing for so long, or up to a tenth less, is gone."""
+    audio was due is taken as come."""
 
     lead_ms: int = 600
     burst_ms: int = 100
@@ -122,6 +124,8 @@ class TwilioLine:
         self._closed = False  # nothing may be sent any more
         self._gone = False  # the caller has left: there is no call to end
         self._disconnected = False  # there is no socket to close
+        self._received_at = 0.0
+        self._watchdog: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._report: Callable[[LineEvent], None] = lambda event: None
@@ -177,7 +181,7 @@ class TwilioLine:
         self._give_up()
         self._close_code = CLOSE_CODES.get(reason, self._close_code)
         try:
-            if not self._gone:
+            if not self._gone and reason not in CUT_OFF:
                 self._gone = True
                 await self._end_call()
         finally:  # a carrier that cannot be told goes on with the verb behind our stream, once the socket is closed
@@ -202,32 +206,39 @@ class TwilioLine:
                 reader = group.create_task(self._read())
                 writer = group.create_task(self._write(reader))
                 reader.add_done_callback(lambda _: writer.cancel())
+                self._received_at = asyncio.get_running_loop().time()
+                self._watch(reader)
             return "media_stall" if reader.cancelled() else reader.result()
         finally:
+            if self._watchdog is not None:
+                self._watchdog.cancel()
             self._give_up()
+
+    def _watch(self, reader: "asyncio.Task[EndReason]") -> None:
+        """End the reader when nothing has come for `stall_s`. A timer that looks back: to set one anew for every
+        message costs more than to decode it."""
+        loop = asyncio.get_running_loop()
+        stalled_at = self._received_at + self._options.stall_s
+        if loop.time() >= stalled_at:
+            reader.cancel()
+        else:
+            self._watchdog = loop.call_at(stalled_at, self._watch, reader)
 
     async def _read(self) -> EndReason:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(None) as stall:
-                renew_at = 0.0
-                while True:
-                    now = loop.time()
-                    if now >= renew_at:  # not for every message: that would cost more than to decode it
-                        stall.reschedule(now + self._options.stall_s)
-                        renew_at = now + self._options.stall_s / 10
-                    message = await self._socket.receive()
-                    if message["type"] == "websocket.disconnect":
-                        self._closed = self._gone = self._disconnected = True
-                        return "caller"
-                    text = message.get("text")
-                    if text is None:
-                        self._stream.binary()
-                    elif self._received(text, loop.time()):
-                        self._closed = self._gone = True
-                        return "caller"
-        except TimeoutError:
-            return "media_stall"
+            while True:
+                message = await self._socket.receive()
+                self._received_at = loop.time()
+                if message["type"] == "websocket.disconnect":
+                    self._closed = self._gone = self._disconnected = True
+                    return "caller"
+                text = message.get("text")
+                if text is None:
+                    self._stream.binary()
+                elif self._received(text, self._received_at):
+                    self._closed = self._gone = True
+                    return "caller"
         except ProtocolViolation as violation:
             log.warning("x media stream broken off", kind=violation.kind, code=violation.close_code)
             self._close_code = violation.close_code

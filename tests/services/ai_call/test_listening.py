@@ -236,7 +236,7 @@ async def test_a_recogniser_that_cannot_be_opened_is_given_up(log_lines: list[An
         assert ears.posted == [RecogniserLost("refused")]
         assert ears.stt.opened == 5
         assert loop.time() - began == pytest.approx(1.7)
-        assert ears.faults == ["refused"] * 4
+        assert ears.faults == ["refused"] * 5
     assert log_lines[-1]["event"] == "x recogniser given up"
 
 

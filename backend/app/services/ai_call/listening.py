@@ -8,6 +8,7 @@ again, and the audio for which no final came is sent once more: nothing said is 
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from enum import Enum
 
@@ -32,6 +33,7 @@ class ListenerOptions:
     preroll_ms: int = 300
     replay_ms: int = 30_000
     idle_replay_ms: int = 5_000
+    open_s: float = 3.0
     healthy_s: float = 5.0
     reopen_s: tuple[float, ...] = (0.0, 0.2, 0.5, 1.0)
 
@@ -130,6 +132,7 @@ class Listener:
             if self._useful or loop.time() - opened >= self._options.healthy_s:
                 failures = 0
             if failures >= len(self._options.reopen_s):
+                self._on_fault(kind)
                 log.error("x recogniser given up", provider=self._stt.name, kind=kind)
                 self._post(RecogniserLost(kind))
                 return
@@ -147,7 +150,8 @@ class Listener:
         kind = EOF
         self._useful = False
         try:
-            async with self._stt.open(self._rate, self._language) as stream, asyncio.TaskGroup() as group:
+            async with AsyncExitStack() as opened, asyncio.TaskGroup() as group:
+                stream = await self._open(opened)
                 feeder = group.create_task(self._feed(stream))
                 async for transcript in stream:
                     if transcript.final:
@@ -157,6 +161,15 @@ class Listener:
         except* SttError as failed:
             kind = _first(failed).kind
         return kind
+
+    async def _open(self, opened: AsyncExitStack) -> SttStream:
+        try:
+            async with asyncio.timeout(self._options.open_s):
+                return await opened.enter_async_context(self._stt.open(self._rate, self._language))
+        except TimeoutError as error:
+            raise SttError(
+                "the recogniser does not answer", provider=self._stt.name, kind="timeout", retryable=True
+            ) from error
 
     async def _feed(self, stream: SttStream) -> None:
         while True:

@@ -42,6 +42,8 @@ _VENDOR_ERRORS = (ResponseError, ConnectionError, httpx.HTTPError, ValueError, A
 """The last three are what the client raises for a line that is no JSON, no object, or of another shape."""
 _MAX_REASON_CHARS = 200
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 _Result = TypeVar("_Result")
 
 
@@ -74,6 +76,7 @@ class OllamaLlm:
             options.url,
             timeout=httpx.Timeout(options.connect_s, read=None),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=60.0),
+            trust_env=urlsplit(options.url).hostname not in LOOPBACK,  # a proxy cannot reach it
         )
         self._request: dict[str, Any] = {
             "model": options.model,

@@ -88,7 +88,8 @@ class PhraseBook:
                     self._on_fault("tts", error.kind)
                     if not error.retryable:
                         return
-        log.info("- phrases rendered", provider=tts.name)
+        if self.complete:
+            log.info("- phrases rendered", provider=tts.name)
 
     async def _rendered(self, tts: TextToSpeech, text: str) -> Clip:
         pcm = bytearray()

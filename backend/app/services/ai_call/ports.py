@@ -7,7 +7,7 @@ model's words, a voice's audio) are async generators, always consumed under `con
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from app.audio.types import AudioFrame, Transcript
 from app.services.ai_call.types import CallInfo, EndReason, Exchange, LineEvent, Message
@@ -44,7 +44,8 @@ class Line(Protocol):
 class SttStream(Protocol):
     """One call's recognition, many utterances long."""
 
-    async def send(self, frame: AudioFrame) -> None: ...
+    async def send(self, frame: AudioFrame) -> None:
+        """Where this leaves the process it is bounded by the adapter. Raises SttError, as do the others."""
 
     async def pause(self) -> None:
         """The caller may have finished: a local recogniser decodes now, on a guess. Others ignore it."""
@@ -80,6 +81,7 @@ class TextToSpeech(Protocol):
         """The text as audio at `rate` samples a second, in pieces of any length. Raises TtsError."""
 
 
+@runtime_checkable
 class Checkable(Protocol):
     """What a provider offers beside its work, where it can be told to be well or ill."""
 
@@ -99,7 +101,7 @@ class CallStore(Protocol):
 
 
 class SessionRegistry(Protocol):
-    """Which calls are expected and which are live; serialisable facts only."""
+    """Which calls are expected; serialisable facts only, for the webhook and the stream may reach two processes."""
 
     async def expect(self, call: CallInfo, nonce: str, ttl_s: int) -> None:
         """The webhook announces a call whose stream will show this nonce."""

@@ -16,6 +16,7 @@ import structlog
 from app.audio.types import AudioFrame
 from app.clock import utc_now
 from app.metrics import Metrics
+from app.services.ai_call.dialogue import LANGUAGES
 from app.services.ai_call.language import language_of
 from app.services.ai_call.listening import Listener
 from app.services.ai_call.ports import Line
@@ -81,7 +82,7 @@ class CallSession:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reply: asyncio.Task[None] | None = None
         self._history: list[Exchange] = []
-        self._language = call.language if call.language != "auto" else "ko"
+        self._language = call.language if call.language != "auto" else LANGUAGES[0]
 
     async def run(self) -> EndReason:
         """Hold the conversation to its end and return why it ended. Never raises, never leaves a task behind."""

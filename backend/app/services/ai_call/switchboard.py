@@ -63,6 +63,7 @@ class Switchboard:
 
     async def serve(self, session: CallSession) -> EndReason:
         """Run the call to its end. Should the waiter be cancelled, the call is ended in order all the same."""
+        self._live[session.call.call_sid] = session  # before anything else can ask for it
         task = self._calls.create_task(self._serve(session))
         if self._leaving:  # it came too late to be ended with the others
             self._end_now(session)
@@ -83,7 +84,6 @@ class Switchboard:
 
     async def _serve(self, session: CallSession) -> EndReason:
         call_sid = session.call.call_sid
-        self._live[call_sid] = session
         self._metrics.live_calls.inc()
         log.info("- call answered")
         reason: EndReason = "error"
