@@ -33,6 +33,9 @@ class _InstantStream:
     async def pause(self) -> None:
         pass
 
+    async def resume(self) -> None:
+        pass
+
     async def flush(self) -> None:
         self._finals.put_nowait(Transcript("영업시간이 어떻게 되나요?", True, self._start_ms, self._end_ms))
         self._start_ms = self._end_ms

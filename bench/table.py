@@ -65,7 +65,7 @@ def _aims(rows: Sequence[Row]) -> list[str]:
         said.append(f"aim: under {AIM_US_PER_FRAME} µs a frame, at {row.calls}: {row.cpu_us_per_frame:.0f} µs, {met}")
         p95 = row.beyond.p95
         if row.calls == AIM_CALLS and p95 is not None:
-            met = "met" if p95 < AIM_BEYOND_P95_MS else "MISSED"
+            met = "not judged" if row.disturbed or row.void else "met" if p95 < AIM_BEYOND_P95_MS else "MISSED"
             said.append(
                 f"aim: first audio under {AIM_BEYOND_P95_MS} ms beyond the endpoint, p95 at {AIM_CALLS} calls: "
                 f"{p95:.1f} ms, {met}"
@@ -95,7 +95,8 @@ def _ratios(row: Row, floor: Row) -> list[str]:
     share = f"{row.cpu_us_per_frame / floor.cpu_us_per_frame:.1f}×"
     cells = [""] * len(_HEADS)
     cells[1] = cells[2] = share
-    if row.beyond.p95 is not None and floor.beyond.p95:
+    doubtful = any(one.void or one.disturbed for one in (row, floor))
+    if not doubtful and row.beyond.p95 is not None and floor.beyond.p95:
         cells[5] = f"{row.beyond.p95 / floor.beyond.p95:.1f}× p95"
     return cells
 

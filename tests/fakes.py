@@ -266,6 +266,9 @@ class _ScriptedStream:
     async def pause(self) -> None:
         pass
 
+    async def resume(self) -> None:
+        pass
+
     async def flush(self) -> None:
         if self._stt.hears == "speech":
             self._decode()

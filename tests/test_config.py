@@ -143,7 +143,18 @@ def test_a_key_for_elevenlabs_chooses_its_voice() -> None:
     ],
 )
 def test_the_stream_url_follows_the_public_url(base: str, stream: str) -> None:
-    assert load_settings(None, app_env="development", public_base_url=base).stream_url == stream
+    keys = {"twilio_auth_token": SECRET, "admin_api_key": SECRET}
+    assert load_settings(None, app_env="development", public_base_url=base, **keys).stream_url == stream
+
+
+def test_a_tunnel_opens_development_to_nobody() -> None:
+    tunnel = {"app_env": "development", "public_base_url": "https://tunnel.test"}
+    with pytest.raises(ConfigError, match=r"^TWILIO_AUTH_TOKEN: not set, and PUBLIC_BASE_URL can be reached"):
+        load_settings(None, **tunnel)
+    with pytest.raises(ConfigError, match=r"^ADMIN_API_KEY: not set"):
+        load_settings(None, **tunnel, twilio_auth_token=SECRET)
+    local = load_settings(None, app_env="development", public_base_url="http://localhost:8000")
+    assert local.base_url == "http://localhost:8000"
 
 
 def test_settings_do_not_change_and_do_not_show_their_secrets() -> None:

@@ -99,6 +99,7 @@ CATCHES_ALL = {
     "services.ai_call.espeak_tts": "start",  # and raises it again
     "services.ai_call.readiness": "_check",
     "services.ai_call.session": "run _guarded",
+    "services.ai_call.speaking": "reply",
 }
 
 

@@ -140,6 +140,10 @@ class Settings(BaseSettings):
             )
         if not self.development:
             self._check_production()
+        elif self.public_base_url and not is_loopback(urlsplit(self.public_base_url).hostname or ""):
+            why = "PUBLIC_BASE_URL can be reached by others"
+            _require("TWILIO_AUTH_TOKEN", self.twilio_auth_token, why)
+            _require("ADMIN_API_KEY", self.admin_api_key, why, min_chars=MIN_SECRET_CHARS)
         if self.voice == "elevenlabs":
             _require("ELEVENLABS_API_KEY", self.elevenlabs_api_key, "the voice is ElevenLabs")
             _require("ELEVENLABS_VOICE_ID", self.elevenlabs_voice_id, "the voice is ElevenLabs")

@@ -36,6 +36,10 @@ class InUse:
     better: str = ""
 
 
+Row = Callable[[], InUse]
+Chore = Callable[[], Coroutine[Any, Any, None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Providers:
     """The outside services of a conversation, open. `rows` says which they are, for people; `chores` is work of
@@ -45,11 +49,7 @@ class Providers:
     llm: LanguageModel
     tts: TextToSpeech
     rows: Callable[[], Mapping[str, InUse]] = dict
-    chores: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
-
-
-Chore = Callable[[], Coroutine[Any, Any, None]]
-Row = Callable[[], InUse]
+    chores: Sequence[Chore] = ()
 
 
 async def open_providers(settings: Settings, dialogue: Dialogue, stack: AsyncExitStack) -> Providers:

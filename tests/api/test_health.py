@@ -8,7 +8,7 @@ import pytest
 from tests.api.client import ADMIN, AbsentLlm, Client, application, live_call
 from tests.servers import ADMIN_KEY
 
-OPEN: dict[str, Any] = {"app_env": "development", "admin_api_key": ""}
+OPEN: dict[str, Any] = {"app_env": "development", "admin_api_key": "", "public_base_url": ""}
 
 
 async def statuses(client: Client, path: str) -> list[int]:

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import ClientDisconnect
 
 from app.telephony.signature import valid_signature
 from app.wiring import Services
@@ -81,6 +82,9 @@ async def signed_form(request: Request, services: ServicesDep) -> TwilioForm:
     except TimeoutError as error:
         refused.labels("slow").inc()
         raise HTTPException(408) from error
+    except ClientDisconnect as error:
+        refused.labels("left").inc()
+        raise HTTPException(400) from error
     if body is None:
         refused.labels("body").inc()
         raise HTTPException(413)

@@ -169,6 +169,10 @@ class ModelShelf:
         except ConfigError as error:
             log.warning("x model not loaded", model=name, reason=str(error), serving=self.status.name)
             self._tell(fetching=None, progress=None, note=_sentence(DEMO_NOTE, str(error)))
+        except (OSError, ValueError, LookupError) as error:  # no process to be had, an answer of nonsense
+            log.warning("x model not fetched", model=name, reason=repr(error), serving=self.status.name)
+            note = _sentence(DEMO_NOTE, f"{name} was not fetched ({type(error).__name__})")
+            self._tell(fetching=None, progress=None, note=note)
         else:
             self._memory.unlink(missing_ok=True)
             await self._close_unused()

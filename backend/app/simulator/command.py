@@ -118,6 +118,8 @@ async def _print_call(report: CallReport, options: argparse.Namespace) -> None:
         return
     exchanges, hint = await _exchanges(report, options)
     _print(f"Call {report.call_sid}")
+    if warning := await _recogniser_note(options):
+        _print(f"Note: {warning}.")
     if report.greeting_ms is not None:
         if exchanges and not exchanges[0]["user"]:
             _print(f"\n    greeting    {_answered(exchanges[0])}")
@@ -189,15 +191,30 @@ def _by_turn(turns: Sequence[Turn], exchanges: Sequence[dict[str, Any]]) -> list
     return found
 
 
+async def _recogniser_note(options: argparse.Namespace) -> str:
+    """What the server says of its recogniser: above all, that it hears with the demo model."""
+    if options.stream_url:
+        return ""
+    async with httpx.AsyncClient(trust_env=False, timeout=5.0, headers=_admin()) as http:
+        try:
+            ready = (await http.get(f"{options.url.rstrip('/')}/ready")).json()
+            return str(ready["in_use"]["stt"]["why"])
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            return ""  # another server, or no key for ours
+
+
+def _admin() -> dict[str, str]:
+    key = os.environ.get("ADMIN_API_KEY", "")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 async def _exchanges(report: CallReport, options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     """What the server recorded, and if there is nothing, a hint why."""
     if options.stream_url:
         return [], ""
-    key = os.environ.get("ADMIN_API_KEY", "")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     url = f"{options.url.rstrip('/')}/api/calls/{report.call_sid}"
     until = asyncio.get_running_loop().time() + RECORD_S
-    async with httpx.AsyncClient(trust_env=False, timeout=5.0, headers=headers) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=5.0, headers=_admin()) as http:
         while True:
             try:
                 answer = await http.get(url)

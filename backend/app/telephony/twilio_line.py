@@ -181,7 +181,7 @@ class TwilioLine:
         self._give_up()
         self._close_code = CLOSE_CODES.get(reason, self._close_code)
         try:
-            if not self._gone and reason not in CUT_OFF:
+            if not self._gone and reason not in (*CUT_OFF, "caller"):
                 self._gone = True
                 await self._end_call()
         finally:  # a carrier that cannot be told goes on with the verb behind our stream, once the socket is closed

@@ -96,6 +96,9 @@ class _Taped:
     async def pause(self) -> None:
         self._tape.append("pause")
 
+    async def resume(self) -> None:
+        self._tape.append("resume")
+
     async def flush(self) -> None:
         self._tape.append("flush")
         await self._stream.flush()

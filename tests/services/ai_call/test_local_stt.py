@@ -163,6 +163,18 @@ async def test_a_caller_who_goes_on_makes_the_guess_worthless(demo: Recogniser) 
         assert len(call.ears.log) == 2
 
 
+async def test_an_utterance_cut_long_after_a_pause_is_decoded_whole(demo: Recogniser) -> None:
+    """B17: speech without an end, with one short pause in it; the guess at that pause is not the final."""
+    whole = spoken("내일 오후 세 시에 예약해 주세요.").pcm
+    half = len(whole) // FRAME_BYTES // 2 * FRAME_BYTES
+    async with calling(demo) as call:
+        await call.says(whole[:half], silence_ms=0)
+        await call.stream.resume()
+        await call.says(whole[half:], pauses=False, silence_ms=0)
+        await call.stream.flush()
+        assert (await call.final()).text == "내일 오후 세 시에 예약해 주세요."
+
+
 async def test_an_utterance_cut_without_a_pause_is_decoded_then(demo: Recogniser) -> None:
     async with calling(demo) as call:
         await call.says(spoken("감사합니다.").pcm, pauses=False, silence_ms=0)

@@ -338,6 +338,121 @@ def test_latencies_are_milliseconds_since_the_call_was_answered_by_one_clock() -
     )
 
 
+def test_sound_without_words_holds_the_bot_for_so_long_only() -> None:
+    table = Table().greeted()
+    table.says("영업시간이요?")
+    assert SetTimer("pause", 5_000) in table.on(ReplyStarted(2), SpeechStarted(5000))
+    assert table.acts(TimerFired("pause")) == [Resume()]
+    assert table.acts(TimerFired("pause")) == []
+
+
+def test_words_are_answered_although_noise_goes_on_behind_them() -> None:
+    table = Table().greeted()
+    table.says("예약이요", final=False)
+    table.on(SpeechStarted(1100))
+    assert table.acts(Heard(Transcript("예약이요", True, 100, 1000))) == []
+    table.on(SpeechStopped(31_000, 29_000, 0, forced=True), SpeechStarted(31_000))
+    assert table.acts(Heard(Transcript("", True, 1100, 31_000))) == [Reply(2, "예약이요")]
+
+
+def test_a_call_cut_in_its_goodbye_keeps_the_last_question() -> None:
+    table = Table(failures_to_goodbye=1).greeted()
+    table.says("마지막 질문")
+    assert table.acts(ReplyFailed(2, "llm_timeout")) == [Say(2, "goodbye")]
+    commands = table.acts(TimerFired("closing"))
+    assert exchanges(commands) == [("마지막 질문", "", True)]
+    assert commands[-1] == EndCall("failed_turns")
+
+
+def test_answers_that_were_interrupted_were_answers_all_the_same() -> None:
+    table = Table().greeted()
+    table.says("하나")
+    table.on(ReplyFailed(2, "tts_cut"), ReplyDone(2))
+    table.says("둘")
+    table.on(ReplyStarted(3), ReplySpoken(3, "답"), SpeechStarted(5000))
+    table.on(Heard(Transcript("셋", False, 5000, 5400)), SpeechStopped(6000, 900, 350))
+    table.on(Heard(Transcript("셋", True, 5000, 6000)))
+    assert table.acts(ReplyFailed(table.machine.turn, "tts_cut")) == [Say(table.machine.turn, "apology")]
+
+
+def test_a_late_final_leaves_the_next_utterance_alone() -> None:
+    table = Table().greeted()
+    table.on(SpeechStarted(100), Heard(Transcript("예약", False, 100, 600)), SpeechStopped(1000, 900, 350))
+    assert table.acts(TimerFired("transcript")) == [Reply(2, "예약")]
+    table.on(ReplyDone(2), SpeechStarted(3000), SpeechStopped(4000, 900, 350))
+    assert table.acts(Heard(Transcript("예약이요", True, 100, 1000))) == []
+    assert table.acts(Heard(Transcript("내일이요", True, 3000, 4000))) == [Reply(3, "내일이요")]
+
+
+def test_policy_off_hears_a_caller_who_only_began_before_the_bot_had_ended() -> None:
+    table = Table(barge_in="off").greeted()
+    table.says("영업시간이요?")
+    table.on(SpeechStarted(5000), ReplyDone(2))
+    table.now += 2.0
+    table.on(SpeechStopped(7000, 1900, 350))
+    assert table.acts(Heard(Transcript("예약도 돼요?", True, 5000, 7000))) == [Reply(3, "예약도 돼요?")]
+
+
+def test_hang_up_in_the_middle_of_a_word_keeps_the_partial() -> None:
+    table = Table().greeted()
+    table.on(SpeechStarted(100), Heard(Transcript("예약을 취소", False, 100, 900)))
+    assert exchanges(table.acts(HungUp("caller"))) == [("예약을 취소", "", True)]
+
+
+def test_a_request_to_hang_up_lets_another_goodbye_finish() -> None:
+    table = Table().greeted()
+    table.on(TimerFired("max_call"))
+    assert table.acts(HangUpRequested("shutdown")) == []
+    assert table.acts(ReplyDone(table.machine.turn))[-1] == EndCall("max_duration")
+
+
+def test_an_owed_final_is_not_talked_over_by_a_nudge() -> None:
+    table = Table().greeted()
+    table.says("예약이요", final=False)
+    assert table.acts(TimerFired("silence")) == []
+
+
+acts = st.one_of(
+    st.sampled_from(["says", "noise", "talks over", "spoken", "done", "failed", "silence", "transcript", "pause"])
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(acts, max_size=40), st.sampled_from(["speech", "words"]))
+def test_every_word_of_the_caller_is_remembered_exactly_once(script: list[str], barge_in: str) -> None:
+    table = Table(barge_in=barge_in, failures_to_goodbye=99, nudges=99).greeted()
+    said: list[str] = []
+    commands: list[Command] = []
+    for number, act in enumerate(script):
+        turn = table.machine.turn
+        match act:
+            case "says" | "noise":
+                words = f"<{number}>" if act == "says" else ""
+                said += [words] if words else []
+                start, table.media_ms = table.media_ms + 100, table.media_ms + 1000
+                end = table.media_ms
+                commands += table.on(SpeechStarted(start), SpeechStopped(end, 900, 350))
+                commands += table.on(Heard(Transcript(words, True, start, end)))
+            case "talks over":
+                said.append(f"<{number}>")
+                start, table.media_ms = table.media_ms + 100, table.media_ms + 1000
+                end = table.media_ms
+                heard = Transcript(f"<{number}>", False, start, end)
+                commands += table.on(SpeechStarted(start), Heard(heard), SpeechStopped(end, 900, 350))
+                commands += table.on(Heard(Transcript(heard.text, True, start, end)))
+            case "spoken":
+                commands += table.on(ReplySpoken(turn, "답"))
+            case "done":
+                commands += table.on(ReplyDone(turn))
+            case "failed":
+                commands += table.on(ReplyFailed(turn, "llm_timeout"))
+            case timer:
+                commands += table.on(TimerFired(timer))  # type: ignore[arg-type]
+    commands += table.on(HungUp("caller"))
+    remembered = " ".join(user for user, _, _ in exchanges(commands))
+    assert [remembered.count(words) for words in said] == [1] * len(said)
+
+
 turns = st.integers(0, 8)
 words = st.sampled_from(["", "네", "예약이요"])
 spans = st.integers(0, 50).map(lambda n: (n * 100, n * 100 + 90))
@@ -353,7 +468,7 @@ events = st.one_of(
     st.builds(ReplyFailed, turns, st.just("llm_timeout")),
     st.builds(FirstToken, turns),
     st.builds(KeyPressed, st.just("1")),
-    st.builds(TimerFired, st.sampled_from(["transcript", "silence", "max_call", "closing"])),
+    st.builds(TimerFired, st.sampled_from(["pause", "transcript", "silence", "max_call", "closing"])),
     st.builds(HangUpRequested, st.just("admin")),
     st.builds(HungUp, st.just("caller")),
     st.builds(RecogniserLost, st.just("eof")),

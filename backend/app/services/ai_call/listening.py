@@ -15,7 +15,7 @@ from enum import Enum
 import structlog
 
 from app.audio.chunker import Chunker
-from app.audio.endpoint import Endpointer, SpeechPaused, SpeechStarted, SpeechStopped
+from app.audio.endpoint import Endpointer, SpeechPaused, SpeechResumed, SpeechStarted, SpeechStopped
 from app.audio.types import AudioFrame
 from app.audio.vad import SpeechDetector
 from app.errors import SttError
@@ -44,6 +44,7 @@ EOF = "eof"
 
 class _Cue(Enum):
     PAUSE = "pause"
+    RESUME = "resume"
     FLUSH = "flush"
 
 
@@ -101,6 +102,8 @@ class Listener:
                         self._hand_on_preroll(at_ms - self._options.preroll_ms)
                 case SpeechPaused():
                     self._hand_on(_Cue.PAUSE)
+                case SpeechResumed():
+                    self._hand_on(_Cue.RESUME)
                 case SpeechStopped():
                     self._in_speech = False
                     self._hand_on(_Cue.FLUSH)
@@ -179,6 +182,8 @@ class Listener:
                 match item:
                     case _Cue.PAUSE:
                         await stream.pause()
+                    case _Cue.RESUME:
+                        await stream.resume()
                     case _Cue.FLUSH:
                         await stream.flush()
                     case frame:

@@ -1,9 +1,8 @@
 """STT_PROVIDER=local: our own recogniser, in this process, as the stream that a call listens through.
 
 The final is decoded before it is needed. `pause` (the first silent frame) starts a decode of the utterance so far,
-on the guess that it is over. If the caller goes on, the next `pause` replaces the guess; at `flush` the last pause
-is by construction the one of this silence, only silence came after it, and its text is the final. So the wait of
-the endpointer and the decode run side by side.
+on the guess that it is over. If the caller goes on, `resume` voids the guess; if not, only silence came after it and
+its text is the final at `flush`. So the wait of the endpointer and the decode run side by side.
 """
 
 import asyncio
@@ -41,6 +40,7 @@ class LocalSttOptions:
     settled_ms: int = 600
     max_utterance_ms: int = 30_000  # what Whisper hears at once
     retry_s: float = 0.25
+    busy_s: float = 10.0  # a full queue is waited for, not taken for a dead recogniser
 
 
 @dataclass(slots=True)
@@ -127,6 +127,9 @@ class LocalSttStream:
         self._paused_bytes = self._bytes
         self._guess = self._early = self._submit(self._audio(), Kind.GUESS)
 
+    async def resume(self) -> None:
+        self._guess = self._paused_bytes = None  # its words may still be told as a partial
+
     async def flush(self) -> None:
         job, self._guess = self._guess, None
         if job is not self._early:
@@ -207,9 +210,15 @@ class LocalSttStream:
                 return await utterance.job.future
             except SttError as error:
                 log.warning("x decode failed, trying again", kind=error.kind)
-        else:
-            await asyncio.sleep(self._options.retry_s)  # it was refused: the queue was full
-        return await self._engine.decode(utterance.pcm, self._rate, self._language, Kind.FINAL)
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._options.busy_s
+        while True:
+            try:
+                return await self._engine.decode(utterance.pcm, self._rate, self._language, Kind.FINAL)
+            except SttError as error:
+                if error.kind != "busy" or loop.time() >= give_up_at:
+                    raise
+            await asyncio.sleep(self._options.retry_s)
 
     # ------------------------------------------------------------ the buffer
 

@@ -50,6 +50,9 @@ class SttStream(Protocol):
     async def pause(self) -> None:
         """The caller may have finished: a local recogniser decodes now, on a guess. Others ignore it."""
 
+    async def resume(self) -> None:
+        """The caller has not finished: what was guessed at the pause is worth nothing."""
+
     async def flush(self) -> None:
         """The caller's utterance is over. A recogniser that `hears` speech owes exactly one final for it, empty
         where there were no words; one that hears everything ends utterances itself and ignores this."""

@@ -43,19 +43,26 @@ class Readiness:
         return all(health.ok for name, health in self._health.items() if name in self._needed)
 
     async def check(self) -> None:
+        """Ask every component once, side by side."""
         async with asyncio.TaskGroup() as group:
-            for name, check in self._checks.items():
-                group.create_task(self._check(name, check))
+            for name in self._checks:
+                group.create_task(self._check(name))
 
     async def run(self) -> None:
-        while True:
-            await asyncio.sleep(WELL_S if self.ready else ILL_S)
-            await self.check()
+        """Ask on, each component at its own pace: an ill one soon, a well one seldom, for asking may cost money."""
+        async with asyncio.TaskGroup() as group:
+            for name in self._checks:
+                group.create_task(self._keep_asking(name))
 
-    async def _check(self, name: str, check: Callable[[], Awaitable[None]]) -> None:
+    async def _keep_asking(self, name: str) -> None:
+        while True:
+            await asyncio.sleep(WELL_S if self._health[name].ok else ILL_S)
+            await self._check(name)
+
+    async def _check(self, name: str) -> None:
         try:
             async with asyncio.timeout(CHECK_S):
-                await check()
+                await self._checks[name]()
             health = Health(True)
         except MalgilError as error:
             health = Health(False, str(error))

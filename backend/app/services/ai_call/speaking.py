@@ -61,6 +61,10 @@ class Speaker:
                         asyncio.get_running_loop().call_later(INSIST_S, writer.cancel)
         except* ProviderError as failed:
             self._failed(turn, failed)
+        except* Exception as bugs:  # the edge of a reply: what breaks in it is an apology, not the end of the call
+            log.error("x reply broke", turn=turn, exc_info=bugs)
+            self._on_fault("reply", "bug")
+            self._post(ReplyFailed(turn, "bug"))
         else:
             await self._line.mark(turn, None)
 

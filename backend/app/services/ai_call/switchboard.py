@@ -63,8 +63,10 @@ class Switchboard:
 
     async def serve(self, session: CallSession) -> EndReason:
         """Run the call to its end. Should the waiter be cancelled, the call is ended in order all the same."""
-        self._live[session.call.call_sid] = session  # before anything else can ask for it
+        call_sid = session.call.call_sid
         task = self._calls.create_task(self._serve(session))
+        self._live[call_sid] = session  # before anything else can ask for it
+        task.add_done_callback(lambda _: self._live.pop(call_sid, None))  # also if it never began
         if self._leaving:  # it came too late to be ended with the others
             self._end_now(session)
         try:

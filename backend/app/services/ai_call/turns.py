@@ -62,7 +62,8 @@ class Phase(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class TurnRules:
     """`vendor_ends_turn`: the recogniser ends utterances itself and its final ends the turn; otherwise our
-    endpointer does and one final is owed for each utterance it ended."""
+    endpointer does and one final is owed for each utterance it ended. `pause_ms`: the bot is not held longer than
+    that by sound in which no word was found, such as a television."""
 
     barge_in: BargeIn = "words"
     vendor_ends_turn: bool = False
@@ -70,6 +71,7 @@ class TurnRules:
     silence_ms: int = 10_000
     nudges: int = 2
     max_call_ms: int = 1_800_000
+    pause_ms: int = 5_000
     closing_ms: int = 15_000
     failures_to_goodbye: int = 2
 
@@ -101,6 +103,7 @@ class TurnMachine:
         self._ending: EndReason = "bot"
         self._failures = 0
         self._nudges = 0
+        self._asked_to_end = False
         # the caller's turn
         self._speaking = False
         self._words: list[str] = []
@@ -108,12 +111,15 @@ class TurnMachine:
         self._finals_owed = 0
         self._last_speech_ms = 0
         self._used_until_ms = 0
-        """Media time up to which the caller's words are settled; a transcript of before is stale."""
+        """Media time up to which a partial stood in for the final; a final of before is stale."""
+        self._ignored_until_ms = 0
+        """Media time up to which the caller talked over a bot that does not give way."""
         self._speech_end: int | None = None
         self._final_at: int | None = None
         # the bot's turn
         self._answer = _Answer()
         self._paused = False
+        self._done_at = 0
         self._talked_over = False
         """The caller is talking, and by the policy `off` that counts for nothing."""
 
@@ -177,23 +183,29 @@ class TurnMachine:
                 return commands
 
     def _speech_stopped(self) -> list[Command]:
-        if not self.rules.vendor_ends_turn:
-            self._finals_owed += 1
         if self._talked_over:
             self._talked_over = False
-            self._used_until_ms = self._last_speech_ms
+            ended_before = self._speech_end is not None and self._speech_end <= self._done_at
+            if self.phase is Phase.REPLYING or ended_before:  # else the caller went on when the bot had ended
+                self._ignored_until_ms = self._last_speech_ms
+        if self.rules.vendor_ends_turn:  # its final comes when it comes, or never: then it was noise
+            return [SetTimer("silence", self.rules.silence_ms)] if self.phase is Phase.LISTENING else []
+        self._finals_owed += 1
         return [SetTimer("transcript", self.rules.transcript_wait_ms)]
 
     def _heard_partial(self, transcript: Transcript) -> list[Command]:
-        if self._stale(transcript) or not transcript.text.strip():
+        used = 0 < transcript.end_ms <= self._used_until_ms
+        if used or self._ignored(transcript) or not transcript.text.strip():
             return []
         self._partial = transcript.text.strip()
         # words are proof enough of an interruption: the final is not waited for
         return self._interrupted() if self.phase is Phase.REPLYING else []
 
     def _heard_final(self, transcript: Transcript, ms: int) -> list[Command]:
+        if 0 < transcript.end_ms <= self._used_until_ms:
+            return []  # its partial stood for it; nothing is owed for it any more
         self._finals_owed = max(0, self._finals_owed - 1)
-        text = "" if self._stale(transcript) else transcript.text.strip()
+        text = "" if self._ignored(transcript) else transcript.text.strip()
         self._partial = ""
         commands: list[Command] = []
         if text:
@@ -201,14 +213,15 @@ class TurnMachine:
                 commands += self._interrupted()
             self._words.append(text)
             self._final_at = ms
-        return commands + self._end_of_turn()
+        return commands + self._end_of_turn(only_noise=not text and bool(self._words))
 
-    def _stale(self, transcript: Transcript) -> bool:
-        return self._talked_over or 0 < transcript.end_ms <= self._used_until_ms
+    def _ignored(self, transcript: Transcript) -> bool:
+        return self._talked_over or 0 < transcript.end_ms <= self._ignored_until_ms
 
-    def _end_of_turn(self) -> list[Command]:
-        """Answer, if the caller is done; otherwise go on with what the noise interrupted."""
-        if not self.rules.vendor_ends_turn and (self._speaking or self._finals_owed):
+    def _end_of_turn(self, *, only_noise: bool = False) -> list[Command]:
+        """Answer, if the caller is done; otherwise go on with what the noise interrupted. `only_noise`: an utterance
+        without words followed the words, so sound that goes on is no reason to wait any longer."""
+        if not self.rules.vendor_ends_turn and (self._finals_owed or (self._speaking and not only_noise)):
             return []
         commands: list[Command] = [DropTimer("transcript")]
         if self._words:
@@ -241,6 +254,8 @@ class TurnMachine:
         commands: list[Command] = [Silence(self.turn)]
         if self._answer.heard:
             commands.append(Remember(self._answer.close(self.turn, interrupted=True)))
+            if self._answer.user and not self._answer.failed:
+                self._failures = 0
         elif self._answer.user:
             self._words.insert(0, self._answer.user)
         self._answer = _Answer()
@@ -253,7 +268,7 @@ class TurnMachine:
         if self._paused:
             return []
         self._paused = True
-        return [Pause()]
+        return [Pause(), SetTimer("pause", self.rules.pause_ms)]
 
     def _go_on(self) -> list[Command]:
         if not self._paused:
@@ -275,6 +290,7 @@ class TurnMachine:
             case ReplyFailed():
                 return self._reply_failed()
             case ReplyDone():
+                self._done_at = ms
                 return self._reply_done()
         return []
 
@@ -324,27 +340,32 @@ class TurnMachine:
 
     def _hang_up_requested(self, reason: EndReason) -> list[Command]:
         """The first request is polite; a second one does not wait for the goodbye."""
-        return self._end(reason) if self.phase is Phase.CLOSING else self._goodbye(reason)
+        if self._asked_to_end:
+            return self._end(reason)
+        self._asked_to_end = True
+        return self._goodbye(reason)
 
     def _hung_up(self, reason: EndReason) -> list[Command]:
+        return self._end(self._ending if self.phase is Phase.CLOSING else reason)
+
+    def _unanswered(self) -> list[Command]:
+        """Words that were heard but will get no answer are remembered all the same."""
+        words = [*self._words, self._partial] if self._partial else self._words
+        if not words:
+            return []
+        self.turn += 1
+        lost = _Answer(user=" ".join(words), speech_end=self._speech_end, final=self._final_at)
+        self._words, self._partial = [], ""
+        return [Remember(lost.close(self.turn, interrupted=True))]
+
+    def _end(self, reason: EndReason) -> list[Command]:
+        """Whatever was said and is not remembered yet is remembered now."""
         commands: list[Command] = []
         if self._answer.user or self._answer.heard:
             commands.append(Remember(self._answer.close(self.turn, interrupted=True)))
         commands += self._unanswered()
-        return commands + self._end(self._ending if self.phase is Phase.CLOSING else reason)
-
-    def _unanswered(self) -> list[Command]:
-        """Words that were heard but will get no answer are remembered all the same."""
-        if not self._words:
-            return []
-        self.turn += 1
-        lost = _Answer(user=" ".join(self._words), speech_end=self._speech_end, final=self._final_at)
-        self._words.clear()
-        return [Remember(lost.close(self.turn, interrupted=True))]
-
-    def _end(self, reason: EndReason) -> list[Command]:
         self.phase = Phase.ENDED
-        return [EndCall(reason)]
+        return [*commands, EndCall(reason)]
 
     # ------------------------------------------------------------ timers
 
@@ -354,7 +375,9 @@ class TurnMachine:
                 return self._end(self._ending) if self.phase is Phase.CLOSING else []
             case "max_call":
                 return self._goodbye("max_duration")
-            case "silence" if self.phase is Phase.LISTENING and not self._speaking:
+            case "pause" if not self._words:
+                return self._go_on()
+            case "silence" if self.phase is Phase.LISTENING and not self._speaking and not self._finals_owed:
                 self._nudges += 1
                 return self._say("nudge") if self._nudges <= self.rules.nudges else self._goodbye("silence")
             case "transcript" if self.phase is not Phase.CLOSING and not self._speaking:

@@ -15,7 +15,7 @@ from app.audio.types import AudioFrame, Transcript
 Phrase = Literal["greeting", "nudge", "apology", "goodbye"]
 """The bot's own sentences, rendered before they are needed so that a dead voice can still be heard."""
 
-Timer = Literal["transcript", "silence", "max_call", "closing"]
+Timer = Literal["pause", "transcript", "silence", "max_call", "closing"]
 
 EndReason = Literal[
     "caller",  # the caller hung up
