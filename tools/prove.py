@@ -61,7 +61,13 @@ CURES = (
     Cure(
         CREDENTIALS,
         "production must have Twilio's token",
-        (Without(f"{APP}/config.py", '_require("TWILIO_AUTH_TOKEN"', '("TWILIO_AUTH_TOKEN"'),),
+        (
+            Without(
+                f"{APP}/config.py",
+                '        _require("TWILIO_AUTH_TOKEN", self.twilio_auth_token, why)\n        _require("MEDIA',
+                '        _require("MEDIA',
+            ),
+        ),
         f"{OLD_FAULTS}::test_production_without_a_credential_does_not_start[TWILIO_AUTH_TOKEN]",
     ),
     Cure(
@@ -165,8 +171,8 @@ CURES = (
         (
             Without(
                 f"{APP}/telephony/twilio_line.py",
-                "                        self._closed = self._gone = self._disconnected = True\n",
-                "                        self._gone = True\n",
+                "                    self._closed = self._gone = self._disconnected = True\n",
+                "                    self._gone = True\n",
             ),
         ),
         f"{OLD_FAULTS}::test_nothing_is_sent_after_the_socket_is_gone[close]",
