@@ -21,13 +21,16 @@ class Health:
     note: str = ""
 
 
+UNASKED = Health(False, "not checked yet")
+
+
 class Readiness:
     """`checks` raise MalgilError with what to do when the component is ill. A component not asked yet is ill."""
 
     def __init__(self, checks: Mapping[str, Callable[[], Awaitable[None]]], needed: frozenset[str]) -> None:
         self._checks = checks
         self._needed = needed
-        self._health = {name: Health(False, "not checked yet") for name in checks}
+        self._health = dict.fromkeys(checks, UNASKED)
 
     @property
     def components(self) -> Mapping[str, Health]:
@@ -71,7 +74,7 @@ class Readiness:
         except Exception as error:  # the edge of a check: a bug in one ends neither the others nor the process
             log.error("x check broke", component=name, exc_info=error)
             health = Health(False, f"its check broke ({type(error).__name__}); the log has the stack")
-        if health.ok != self._health[name].ok:
+        if health.ok != self._health[name].ok and not (health.ok and self._health[name] is UNASKED):
             (log.info if health.ok else log.warning)(
                 "- component changed", component=name, ok=health.ok, note=health.note
             )
