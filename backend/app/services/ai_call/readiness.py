@@ -74,7 +74,9 @@ class Readiness:
         except Exception as error:  # the edge of a check: a bug in one ends neither the others nor the process
             log.error("x check broke", component=name, exc_info=error)
             health = Health(False, f"its check broke ({type(error).__name__}); the log has the stack")
-        if health.ok != self._health[name].ok and not (health.ok and self._health[name] is UNASKED):
+        before = self._health[name]
+        news = not health.ok if before is UNASKED else health.ok != before.ok  # well from the start is no news
+        if news:
             (log.info if health.ok else log.warning)(
                 "- component changed", component=name, ok=health.ok, note=health.note
             )
