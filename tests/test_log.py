@@ -124,3 +124,16 @@ def test_a_handshake_answered_with_a_status_is_no_alarm() -> None:
 
     assert not no_false_alarm(record("ASGI callable returned without completing handshake."))
     assert no_false_alarm(record("Exception in ASGI application"))
+
+
+def test_values_of_every_kind_are_masked_and_the_line_stays_json() -> None:
+    program = """
+log.info("x", to=["+821012345678"], call={"auth_token": "abcdefgh"}, api_key="ijklmnop", tokens=3,
+         error=ValueError("password=qrstuvwx '+821087654321'"))
+"""
+    (line,) = logged(program).splitlines()
+    event = json.loads(line)
+    assert event["to"] == ["+82*****5678"]
+    assert (event["call"]["auth_token"], event["api_key"], event["tokens"]) == ("***", "***", 3)
+    for private in ("abcdefgh", "ijklmnop", "qrstuvwx", "1012345678", "1087654321"):
+        assert private not in line

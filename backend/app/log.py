@@ -7,14 +7,16 @@ appear at DEBUG only; numbers and secrets are masked everywhere, in tracebacks t
 import logging
 import re
 import sys
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
-_SECRET = re.compile(
-    r"(?i)((?:api[_-]?key|token|secret|password|authorization|x-twilio-signature|xi-api-key)[\"']?\s*[=:]\s*[\"']?)"
-    r"(?:bearer\s+|basic\s+)?[^\s\"',&}]{4,}"
-)
+Event = MutableMapping[str, Any]
+
+_SECRET_NAME = r"(?:api[_-]?key|token|secret|password|authorization|x-twilio-signature|xi-api-key)"
+_SECRET = re.compile(rf"(?i)({_SECRET_NAME}[\"']?\s*[=:]\s*[\"']?)(?:bearer\s+|basic\s+)?[^\s\"',&}}]{{4,}}")
+_SECRET_KEY = re.compile(rf"(?i)(?:.*[_-])?{_SECRET_NAME}")
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _NUMBER = re.compile(r"(?<!\w)(\+\d{2})\d{4,9}(\d{4})(?!\w)")
 
@@ -29,9 +31,23 @@ def mask(text: str) -> str:
     return _NUMBER.sub(r"\1*****\2", text)
 
 
-def _mask_line(_logger: Any, _method: str, line: Any) -> str:
-    """The last step, over the rendered line: whatever its values were, tracebacks included."""
-    return mask(str(line))
+def _masked(value: Any, key: str = "") -> Any:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return "***" if _SECRET_KEY.fullmatch(key) else mask(value)
+        case Mapping():
+            return {name: _masked(inner, str(name)) for name, inner in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_masked(inner, key) for inner in value]
+        case _:
+            return mask(repr(value))
+
+
+def _mask_event(_logger: Any, _method: str, event: Event) -> Event:
+    """The last step before a line is written: whatever its values are, tracebacks included."""
+    return {key: _masked(value, key) for key, value in event.items()}
 
 
 def no_false_alarm(record: logging.LogRecord) -> bool:
@@ -58,7 +74,7 @@ def configure_logging(level: str, console: bool) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer, _mask_line],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _mask_event, renderer],
         )
     )
     logging.getLogger("uvicorn.error").addFilter(no_false_alarm)
