@@ -58,4 +58,10 @@ async def test_simulate_says_what_to_do_when_nobody_answers() -> None:
 async def test_simulate_refuses_an_address_that_is_none() -> None:
     with process("simulate", "--url", "example.test") as phone:
         assert await phone.exit_code() == EX_CONFIG
-        assert phone.output == "malgil: --url: must begin with http:// or https://\n"
+        assert phone.output.startswith("malgil: --url: must be http:// or https://, a host")
+
+
+async def test_simulate_refuses_a_port_that_is_none() -> None:
+    with process("simulate", "--url", "http://127.0.0.1:99999") as phone:
+        assert await phone.exit_code() == EX_CONFIG
+        assert "Traceback" not in phone.output

@@ -117,6 +117,17 @@ def test_development_needs_nothing_at_all(host: str) -> None:
     assert settings.console_logs
 
 
+def test_an_env_file_of_garbage_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff\xfe\x00garbage")
+    with pytest.raises(ConfigError, match=r"^\.env: not a text file"):
+        load_settings()
+
+
+def test_a_real_key_may_hold_any_word() -> None:
+    key = "sk_mysecretexample"
+    assert load_settings(None, app_env="development", elevenlabs_api_key=key, elevenlabs_voice_id="v")
+
+
 def test_a_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "admin"
     path.write_text(f"{SECRET}\n", encoding="utf-8")

@@ -86,7 +86,6 @@ CLOSES = {
 TASK_OWNERS = {"group", "self._group", "self._calls"}
 READS_ENVIRONMENT = {
     "config",
-    "cli",  # how many threads OpenBLAS starts, before numpy is loaded
     "migrations.env",  # Alembic's own command line
     "services.ai_call.espeak_tts",  # what its worker inherits
     "simulator.command",  # a caller's credentials, on another machine

@@ -1,12 +1,8 @@
 """The command line: `malgil serve`, `malgil simulate` (also as `python -m app …`)."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-
-# Before numpy is first imported: OpenBLAS's own thread spins through every decode and doubles its CPU time.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from app.config import load_settings
 from app.errors import EX_CONFIG, ConfigError, MalgilError

@@ -25,7 +25,8 @@ from app.errors import ConfigError
 
 ENV_FILE = ".env"
 MIN_SECRET_CHARS = 32
-PLACEHOLDERS = ("changeme", "change-me", "secret", "your-", "your_", "example", "xxxx", "<", "placeholder")
+PLACEHOLDERS = ("changeme", "change-me", "change_me", "your-", "your_", "xxxx", "<", "placeholder", "todo")
+"""How a value begins that nobody has filled in yet."""
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -200,6 +201,8 @@ def load_settings(env_file: str | None = ENV_FILE, **overrides: Any) -> Settings
     """Read and check the settings. Raises ConfigError with one line that names the variable, never its value."""
     try:
         return Settings(_env_file=env_file, **overrides)  # type: ignore[call-arg]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{env_file}: not a text file in UTF-8; env.example shows what it looks like") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         name = str(first["loc"][0]).upper() if first["loc"] else "settings"
@@ -223,7 +226,7 @@ def _require(name: str, value: str | SecretStr, why: str, min_chars: int = 1) ->
         raise ConfigError(f"{name}: not set, and {why}; set it in the environment or in .env (see env.example)")
     if len(text) < min_chars:
         raise ConfigError(f"{name}: too short, {min_chars} characters at least; try: openssl rand -hex 32")
-    if isinstance(value, SecretStr) and any(mark in text.lower() for mark in PLACEHOLDERS):
+    if isinstance(value, SecretStr) and text.lower().startswith(PLACEHOLDERS):
         raise ConfigError(f"{name}: still a placeholder, and {why}; put the real one in")
 
 

@@ -69,10 +69,21 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     if options.calls > 1 and options.record:
         raise ConfigError("--record: only one call can be recorded; leave out --calls")
-    if urlsplit(options.url).scheme not in ("http", "https"):
-        raise ConfigError("--url: must begin with http:// or https://")
-    if options.stream_url and urlsplit(options.stream_url).scheme not in ("ws", "wss"):
-        raise ConfigError("--stream-url: must begin with ws:// or wss://")
+    _check_url("--url", options.url, ("http", "https"))
+    if options.stream_url:
+        _check_url("--stream-url", options.stream_url, ("ws", "wss"))
+
+
+def _check_url(option: str, url: str, schemes: tuple[str, str]) -> None:
+    try:
+        parts = urlsplit(url)
+        well = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        well = False
+    if not well:
+        raise ConfigError(
+            f"{option}: must be {schemes[0]}:// or {schemes[1]}://, a host, and a port where it is not usual"
+        )
 
 
 async def _simulate(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.audio.endpoint import SpeechPaused, SpeechResumed, SpeechStarted, SpeechStopped
@@ -476,6 +476,7 @@ events = st.one_of(
 
 
 @settings(max_examples=600)
+@example([Heard(Transcript("네", False, 0, 90)), TimerFired("silence"), TimerFired("transcript")], "speech", False)
 @given(
     st.lists(events, max_size=60),
     st.sampled_from(["speech", "words", "off"]),

@@ -388,8 +388,11 @@ class TurnMachine:
         """The finals owed did not come in time: the partial, if there is one, stands for them, and they are stale
         when they do come. Without one they are still welcome: a slow recogniser is not deaf."""
         self._finals_owed = 0
+        commands: list[Command] = []
         if self._partial:
+            if self.phase is Phase.REPLYING:
+                commands += self._interrupted()
             self._words.append(self._partial)
             self._partial = ""
             self._used_until_ms = self._last_speech_ms
-        return self._end_of_turn()
+        return commands + self._end_of_turn()
