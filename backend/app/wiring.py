@@ -151,7 +151,7 @@ async def open_services(settings: Settings, providers: Providers | None = None) 
         database = await _open_database(settings, stack)
         dialogue = Dialogue.load()
         providers = providers or await open_providers(settings, dialogue, stack)
-        rest = await _open_rest(settings, stack)
+        rest = _open_rest(settings, stack)
         vad_name, new_detector = _detectors(settings)
         metrics = Metrics()
         background = await stack.enter_async_context(Background())
@@ -188,7 +188,7 @@ async def _open_database(settings: Settings, stack: AsyncExitStack) -> Database:
     return database
 
 
-async def _open_rest(settings: Settings, stack: AsyncExitStack) -> TwilioRest | None:
+def _open_rest(settings: Settings, stack: AsyncExitStack) -> TwilioRest | None:
     """Without an account (development) a call ends with its stream."""
     token = settings.twilio_auth_token.get_secret_value()
     if not settings.twilio_account_sid or not token:

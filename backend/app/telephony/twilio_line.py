@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 RATE = 8_000
 FRAME_BYTES = 160
 FRAME_S = FRAME_BYTES / RATE
-SILENCE = b"\xff"
+SILENCE = bytes([g711.SILENCE])
 CLOSE_CODES: Mapping[EndReason, int] = {"error": 1011, "shutdown": 1012}
 """The others are 1000, or what the broken protocol asks for."""
 CUT_OFF: tuple[EndReason, ...] = ("error", "media_stall", "protocol")
