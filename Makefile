@@ -8,10 +8,10 @@ LOCK = $(IN_VENV) -- env UV_CUSTOM_COMPILE_COMMAND="make lock" \
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench prove lock clean
+.PHONY: help run test lint bench bench-stt bench-endpoint prove lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  make \1\t\2/p' Makefile
 
 run: ## the server, in development mode, on 127.0.0.1:8000
 	@export APP_ENV="$${APP_ENV:-development}"; exec $(IN_VENV) -- malgil serve
@@ -27,6 +27,12 @@ lint: ## ruff and mypy
 bench: ## microseconds a frame, milliseconds to the first audio
 	@exec $(IN_VENV) --dev -- python -m bench
 
+bench-stt: ## recognisers side by side, windows, batches, model sizes (4 minutes)
+	@exec $(IN_VENV) --dev -- python -m bench.stt
+
+bench-endpoint: ## how soon an endpoint comes, and how often too soon; SPEECH_DIR adds recordings
+	@exec $(IN_VENV) --dev -- python -m bench.endpoint
+
 prove: ## removes each cure in turn and shows that its test turns red
 	@exec $(IN_VENV) --dev -- python tools/prove.py
 
@@ -35,6 +41,9 @@ lock: ## writes the locks anew after a change of requirements*.txt or pyproject.
 	@$(LOCK) --output-file requirements-dev.lock --constraints requirements.lock --group dev \
 		requirements.txt requirements-nodeps.txt
 	@$(LOCK) --output-file requirements-bootstrap.lock --group bootstrap
+	@for extra in cuda google; do $(IN_VENV) -- python -c 'import sys, tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")' $$extra \
+		| $(LOCK) --output-file requirements-$$extra.lock --constraints requirements.lock - || exit 1; done
 
 clean: ## removes the environments and the caches; data/ stays
 	@rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis backend/malgil.egg-info

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.config import Settings, load_settings
+from app.config import PROFILES, Settings, load_asr_settings, load_settings
 from app.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,13 +37,25 @@ def test_env_example_holds_every_setting_with_its_default() -> None:
     fields = {name.upper(): field for name, field in Settings.model_fields.items()}
     assert list(example()) == list(fields)
     defaults = load_settings(None, app_env="development").model_dump()
+    text = (ROOT / "env.example").read_text(encoding="utf-8")
+    of_profiles = {name.upper() for profile in PROFILES.values() for name in profile}
     for name, value in example().items():
         if name == "APP_ENV":
             assert value == fields[name].default
         elif value:
-            assert value == str(defaults[name.lower()]), name
+            assert value.lower() == str(defaults[name.lower()]).lower(), name
         else:
-            assert not fields[name].get_default() or not str(fields[name].get_default()), name
+            default = fields[name].get_default()
+            in_words = re.search(rf"\b{re.escape(str(default))}\b.*\n{name}=", text)
+            assert not default or not str(default) or (name in of_profiles and in_words), name
+
+
+def test_a_profile_is_not_overruled_by_a_copy_of_env_example(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        (ROOT / "env.example").read_text(encoding="utf-8").replace("PROFILE=\n", "PROFILE=latency\n"), encoding="utf-8"
+    )
+    settings = load_settings(app_env="development")
+    assert (settings.model_name, settings.beam_size, settings.num_predict) == ("small", 1, 40)
 
 
 def test_every_setting_in_env_example_is_explained() -> None:
@@ -173,3 +185,85 @@ def test_settings_do_not_change_and_do_not_show_their_secrets() -> None:
     assert SECRET not in repr(settings)
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1
+
+
+# ---------------------------------------------------------------- recognisers
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"STT_PROVIDER": "rtzr"}, "RTZR_CLIENT_ID"),
+        ({"STT_PROVIDER": "rtzr", "RTZR_CLIENT_ID": "a"}, "RTZR_CLIENT_SECRET"),
+        ({"STT_FALLBACK": "google"}, "GOOGLE_APPLICATION_CREDENTIALS"),
+        ({"STT_PROVIDER": "legacy"}, "GOOGLE_APPLICATION_CREDENTIALS"),
+        ({"STT_PROVIDER": "legacy", "STT_BATCH_PROVIDER": "openai"}, "OPENAI_API_KEY"),
+        ({"STT_PROVIDER": "legacy", "STT_BATCH_PROVIDER": "openai", "OPENAI_API_KEY": "your-key"}, "OPENAI_API_KEY"),
+        ({"STT_PROVIDER_BY_NUMBER": "+82701234567=rtzr"}, "RTZR_CLIENT_ID"),
+    ],
+)
+def test_a_recogniser_that_calls_may_be_given_must_have_its_credentials(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], missing: str
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^{missing}:"):
+        load_settings(None, app_env="development")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STT_PROVIDER", "whisper"),
+        ("STT_FALLBACK", "local,siri"),
+        ("STT_PROVIDER_BY_NUMBER", "01012345678=local"),
+        ("STT_PROVIDER_BY_NUMBER", "+82701234567"),
+        ("PARTIAL_FLUSH_MS", "5000"),
+        ("ASR_URL", "asr:5005"),
+    ],
+)
+def test_recognisers_that_cannot_be_meant_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WINDOW_S", "2")
+    with pytest.raises(ConfigError, match=f"^{name}"):
+        load_settings(None, app_env="development")
+
+
+def test_recognisers_are_all_that_a_call_may_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STT_FALLBACK", " legacy , local")
+    monkeypatch.setenv("STT_PROVIDER_BY_NUMBER", "+82701234567 = remote , +82701234568=local")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/run/secrets/google.json")
+    settings = load_settings(None, app_env="development")
+    assert settings.recognisers == ("local", "legacy", "remote")
+    assert settings.stt_provider_by_number == {"+82701234567": "remote", "+82701234568": "local"}
+
+
+# ---------------------------------------------------------------- profiles
+
+
+def test_what_is_set_by_name_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROFILE", "accuracy")
+    monkeypatch.setenv("BEAM_SIZE", "5")
+    settings = load_settings(None, app_env="development")
+    assert (settings.model_name, settings.beam_size, settings.compute_type) == ("large-v3", 5, "float16")
+
+
+def test_an_unknown_profile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROFILE", "fast")
+    with pytest.raises(ConfigError, match=r"^PROFILE:"):
+        load_settings(None, app_env="development")
+
+
+# ---------------------------------------------------------------- the recogniser as a program of its own
+
+
+def test_the_service_asks_for_neither_a_telephone_nor_a_voice() -> None:
+    assert load_asr_settings(None).asr_port == 5005
+
+
+def test_a_service_that_others_reach_must_have_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    with pytest.raises(ConfigError, match=r"^ASR_API_KEY:"):
+        load_asr_settings(None)
+    monkeypatch.setenv("ASR_API_KEY", SECRET)
+    assert load_asr_settings(None).host == "0.0.0.0"

@@ -20,7 +20,10 @@ _SECRET_KEY = re.compile(rf"(?i)(?:.*[_-])?{_SECRET_NAME}")
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _NUMBER = re.compile(r"(?<!\w)(\+\d{2})\d{4,9}(\d{4})(?!\w)")
 
-NOISY = ("uvicorn.error", "httpx", "httpcore", "faster_whisper", "huggingface_hub", "filelock", "alembic", "websockets")
+NOISY = (
+    *("uvicorn.error", "websockets", "httpx", "httpcore", "httpx2", "httpcore2", "aiohttp", "openai", "google", "grpc"),
+    *("faster_whisper", "huggingface_hub", "filelock", "alembic"),
+)
 """Libraries whose INFO is of no use here, or holds what must not be logged: paths, URLs."""
 
 
