@@ -1,22 +1,23 @@
 """One recogniser for all calls: worker threads behind one bounded queue.
 
-The event loop never decodes. It puts a job into the queue and gets a future; a thread takes the most urgent job,
-decodes, and settles the future on the loop. Finals go before guesses, guesses before partials, and among equals the
-earliest first. When the queue is full the engine refuses: it never grows and never makes a caller wait for room.
+The event loop never decodes. It puts a job into the queue and gets a future; a thread takes the most urgent job and
+those that can share its decode, and settles their futures on the loop. The earliest due moment goes first, and
+partials after everything else. A batch is what is waiting, it never waits for more. When the queue is full the engine
+refuses: it never grows and never makes a caller wait for room.
 """
 
 import asyncio
 import functools
 import heapq
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
 import structlog
 
-from app.asr.recogniser import Decoded
+from app.asr.recogniser import Decoded, Request
 from app.errors import SttError
 
 log = structlog.get_logger(__name__)
@@ -26,58 +27,80 @@ class Decoder(Protocol):
     """What the worker threads call: a Recogniser, or something that answers like one."""
 
     workers: int
+    max_batch: int
 
-    def decode(self, pcm: bytes, rate: int, language: str, *, beam: int) -> Decoded: ...
+    def batch_key(self, request: Request) -> Hashable: ...
+
+    def decode(self, requests: Sequence[Request], *, beam: int) -> list[Decoded]: ...
 
 
 class Kind(IntEnum):
-    """How urgent a decode is; the lowest goes first."""
-
     FINAL = 0  # the utterance is over and a caller waits
     GUESS = 1  # it may be over
-    PARTIAL = 2  # it goes on; greedy
+    PARTIAL = 2  # it goes on; greedy, and after everything else
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`beam` is for finals and guesses. `timeout_s` bounds a job from its submission to its result."""
+    """`beam` is for finals and guesses. `timeout_s` bounds a job from its submission to its result. `late_s`: what
+    waits so long after it was due shows that one more call would be too many."""
 
     beam: int = 2
     max_queued: int = 64
     timeout_s: float = 10.0
+    late_s: float = 1.0
 
 
 @dataclass(eq=False, slots=True)
 class Job:
     """`future` carries the result; cancelling it drops a queued job. A decode that runs cannot be stopped: its result
-    is thrown away."""
+    is thrown away. `due` is a moment of the loop's clock; `key` says with which others it may be decoded."""
 
+    request: Request
     kind: Kind
+    due: float
     number: int
-    pcm: bytes
-    rate: int
-    language: str
+    key: Hashable
     future: asyncio.Future[Decoded]
 
+    @property
+    def urgency(self) -> tuple[bool, float, int]:
+        """The lowest goes first."""
+        return self.kind is Kind.PARTIAL, self.due, self.number
+
     def __lt__(self, other: "Job") -> bool:
-        return (self.kind, self.number) < (other.kind, other.number)
+        return self.urgency < other.urgency
+
+
+@dataclass(eq=False, slots=True)
+class _Batch:
+    """At least one job. `started` is a moment of the loop's clock."""
+
+    jobs: list[Job]
+    started: float
 
 
 class DecodeEngine:
-    """Belongs to the event loop that called `start`; only the worker threads are elsewhere."""
+    """Belongs to the event loop that called `start`; only the worker threads are elsewhere.
+
+    `decodes`, `batches` and `redecodes` count what was decoded: utterances, groups of them, and utterances that took a
+    second look. `refused` counts jobs for which there was no room.
+    """
 
     def __init__(self, decoder: Decoder, options: EngineOptions | None = None, *, expected_ms: float = 0.0) -> None:
         self._decoder = decoder
         self._options = options or EngineOptions()
         self._changed = threading.Condition()  # guards all that follows
         self._queue: list[Job] = []
-        self._running: set[Job] = set()
+        self._running: set[_Batch] = set()
         self._closing = False
         self._numbers = 0
         self._threads: list[threading.Thread] = []
         self._ended = asyncio.Event()
+        self.decodes = self.batches = self.redecodes = self.refused = 0
         self.decode_ms = expected_ms
-        """What a decode takes here, lately; `expected_ms` before the first one."""
+        """What a decode takes here, lately: of a whole batch, since each of it waits for all. `expected_ms` before
+        the first one."""
 
     # ------------------------------------------------------------ life
 
@@ -94,7 +117,7 @@ class DecodeEngine:
         """Refuse new jobs, drop those in the queue, and wait for the threads: at most one decode long."""
         with self._changed:
             self._closing = True
-            left = [*self._queue, *self._running]
+            left = [*self._queue, *(job for batch in self._running for job in batch.jobs)]
             self._queue.clear()
             self._changed.notify_all()
         for job in left:
@@ -121,38 +144,73 @@ class DecodeEngine:
         spare = self._decoder.workers - len(self._running)
         return not self._queue and not self._closing and spare >= min(2, self._decoder.workers)
 
-    def submit(self, pcm: bytes, rate: int, language: str, kind: Kind) -> Job:
-        """Raises SttError when the queue is full or the engine closed. The job's future fails with SttError alone; it
-        need not be awaited."""
+    @property
+    def full(self) -> bool:
+        """Whether one more call would be too many: the queue is nearly full, or finals come late."""
+        with self._changed:
+            if 4 * len(self._queue) >= 3 * self._options.max_queued:
+                return True
+            first = self._queue[0] if self._queue else None
+        if first is None or first.kind is Kind.PARTIAL:
+            return False
+        return self._loop.time() - first.due > self._options.late_s
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a decode has been running for longer than any may take."""
+        with self._changed:
+            started = min((batch.started for batch in self._running), default=None)
+        return started is not None and self._loop.time() - started > self._options.timeout_s
+
+    def submit(self, request: Request, kind: Kind, *, due_s: float = 0.0) -> Job:
+        """`due_s`: how soon the words are needed, in seconds. Raises SttError when the queue is full or the engine
+        closed. The job's future fails with SttError alone; it need not be awaited.
+
+        Room for a final or a guess is made at the cost of the last partial.
+        """
+        due = self._loop.time() + due_s
+        key = self._decoder.batch_key(request)
+        evicted = None
         with self._changed:
             if self._closing:
                 raise _closed()
             if len(self._queue) >= self._options.max_queued:
-                raise _error("too many utterances wait for the recogniser", kind="busy", retryable=True)
+                self.refused += 1
+                last = max(self._queue)
+                if kind is Kind.PARTIAL or last.kind is not Kind.PARTIAL:
+                    raise _full()
+                self._remove(last)
+                evicted = last
             self._numbers += 1
-            job = Job(kind, self._numbers, pcm, rate, language, self._loop.create_future())
+            job = Job(request, kind, due, self._numbers, key, self._loop.create_future())
             heapq.heappush(self._queue, job)
             self._changed.notify()
+        if evicted is not None:
+            _settle(evicted, _full())
         timer = self._loop.call_later(self._options.timeout_s, _settle, job, self._late())
         job.future.add_done_callback(lambda _: self._forget(job, timer))
         return job
 
-    async def decode(self, pcm: bytes, rate: int, language: str, kind: Kind = Kind.FINAL) -> Decoded:
+    async def decode(self, request: Request, kind: Kind = Kind.FINAL) -> Decoded:
         """Submit and wait. Cancelling the caller drops the job. Raises SttError."""
-        return await self.submit(pcm, rate, language, kind).future
+        return await self.submit(request, kind).future
 
     def promote(self, job: Job) -> None:
         """A guess that turned out to be right: from now on it is as urgent as a final."""
         with self._changed:
             job.kind = Kind.FINAL
+            job.due = min(job.due, self._loop.time())
             heapq.heapify(self._queue)
+
+    def _remove(self, job: Job) -> None:
+        self._queue.remove(job)
+        heapq.heapify(self._queue)
 
     def _forget(self, job: Job, timer: asyncio.TimerHandle) -> None:
         timer.cancel()
         with self._changed:
             if job in self._queue:
-                self._queue.remove(job)
-                heapq.heapify(self._queue)
+                self._remove(job)
         if not job.future.cancelled():
             job.future.exception()  # seen, so that a guess nobody asked for again is not reported as lost
 
@@ -162,39 +220,65 @@ class DecodeEngine:
     # ------------------------------------------------------------ the worker threads
 
     def _work(self) -> None:
-        while (job := self._take()) is not None:
-            outcome: Decoded | SttError
-            try:
-                beam = 1 if job.kind is Kind.PARTIAL else self._options.beam
-                outcome = self._decoder.decode(job.pcm, job.rate, job.language, beam=beam)
-            except Exception as error:
-                # the edge of a thread: whatever a model raises fails this decode, never the ones after it
-                log.exception("x decode failed")
-                outcome = _error(f"the recogniser failed: {type(error).__name__}", kind="decode", retryable=True)
-                outcome.__cause__ = error
+        while (batch := self._take()) is not None:
+            outcomes = self._decode(batch.jobs)
             with self._changed:
-                self._running.discard(job)
-                if isinstance(outcome, Decoded):
-                    # down at once, since the first decode is slow; up slowly, since a busy moment passes
-                    self.decode_ms = min(outcome.decode_ms, 0.7 * self.decode_ms + 0.3 * outcome.decode_ms)
-            if not self._on_loop(functools.partial(_settle, job, outcome)):
+                self._running.discard(batch)
+                self._count(outcomes)
+            if not self._on_loop(functools.partial(_settle_all, batch.jobs, outcomes)):
                 return  # nobody is left to ask for more
         self._on_loop(functools.partial(self._join, threading.current_thread()))
+
+    def _decode(self, jobs: Sequence[Job]) -> list[Decoded | SttError]:
+        """A batch that fails is decoded again one by one, so that one bad utterance costs no other its words."""
+        beam = 1 if jobs[0].kind is Kind.PARTIAL else self._options.beam
+        try:
+            decoded = self._decoder.decode([job.request for job in jobs], beam=beam)
+            return [one for _, one in zip(jobs, decoded, strict=True)]
+        except Exception as error:
+            # the edge of a thread: whatever a model raises fails this decode, never the ones after it
+            if len(jobs) == 1:
+                log.exception("x decode failed")
+                return [_failed(error)]
+            log.warning("x batch failed, decoding one by one", size=len(jobs), error=type(error).__name__)
+            # those that nobody waits for any more have timed out: no time is left for them
+            return [_failed(error) if job.future.done() else self._decode([job])[0] for job in jobs]
+
+    def _count(self, outcomes: Sequence[Decoded | SttError]) -> None:
+        decoded = [one for one in outcomes if isinstance(one, Decoded)]
+        self.batches += 1
+        self.decodes += len(decoded)
+        self.redecodes += sum(one.redecoded for one in decoded)
+        for one in decoded[:1]:
+            # down at once, since the first decode is slow; up slowly, since a busy moment passes
+            self.decode_ms = min(one.decode_ms, 0.7 * self.decode_ms + 0.3 * one.decode_ms)
 
     def _join(self, thread: threading.Thread) -> None:
         thread.join()  # it is in its last line
         self._threads.remove(thread)
         self._ended.set()
 
-    def _take(self) -> Job | None:
+    def _take(self) -> _Batch | None:
         with self._changed:
             while not self._queue and not self._closing:
                 self._changed.wait()
             if self._closing:
                 return None
-            job = heapq.heappop(self._queue)
-            self._running.add(job)
-            return job
+            batch = _Batch(self._take_jobs(), self._loop.time())
+            self._running.add(batch)
+            return batch
+
+    def _take_jobs(self) -> list[Job]:
+        """The most urgent job, and after it, in their order, those that can share its decode. Partials only share
+        with partials: nobody's final shall take longer for them."""
+        first = heapq.heappop(self._queue)
+        partial = first.kind is Kind.PARTIAL
+        alike = (job for job in self._queue if job.key == first.key and (job.kind is Kind.PARTIAL) is partial)
+        more = heapq.nsmallest(self._decoder.max_batch - 1, alike)
+        if more:
+            self._queue = [job for job in self._queue if job not in more]
+            heapq.heapify(self._queue)
+        return [first, *more]
 
     def _on_loop(self, act: Callable[[], None]) -> bool:
         """False where the loop is gone."""
@@ -215,8 +299,25 @@ def _settle(job: Job, outcome: Decoded | SttError) -> None:
         job.future.set_exception(outcome)
 
 
+def _settle_all(jobs: Sequence[Job], outcomes: Sequence[Decoded | SttError]) -> None:
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        _settle(job, outcome)
+
+
+def _failed(error: Exception) -> SttError:
+    if isinstance(error, SttError):
+        return error
+    failed = _error(f"the recogniser failed: {type(error).__name__}", kind="decode", retryable=True)
+    failed.__cause__ = error
+    return failed
+
+
 def _closed() -> SttError:
     return _error("the recogniser is being closed", kind="closed", retryable=False)
+
+
+def _full() -> SttError:
+    return _error("too many utterances wait for the recogniser", kind="busy", retryable=True)
 
 
 def _error(message: str, *, kind: str, retryable: bool) -> SttError:
