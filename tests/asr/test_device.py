@@ -1,11 +1,14 @@
 """DEVICE and COMPUTE_TYPE on this machine, and on one where a GPU is seen but its library is missing."""
 
 import ctypes
+from pathlib import Path
 
 import ctranslate2
 import pytest
 
-from app.asr.device import NO_CUBLAS, Device, choose_device, find_cublas
+from app.asr.device import CUBLAS, NO_CUBLAS, Device, choose_device, find_cublas
+from app.asr.recogniser import RecogniserOptions
+from app.asr.worker_child import Load, load_recogniser
 from app.errors import ConfigError
 
 
@@ -53,3 +56,16 @@ def test_a_usable_gpu_decodes_in_int8_and_float16(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda kind: {"float32", "int8", "int8_float16"})
     monkeypatch.setattr(ctypes, "CDLL", lambda name, mode=0: None)
     assert choose_device("auto", "auto") == Device("cuda", "int8_float16")
+
+
+def test_the_models_own_process_loads_cublas_for_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def load(name: str, mode: int = 0) -> None:
+        asked.append(name)
+        assert mode == ctypes.RTLD_GLOBAL
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    with pytest.raises(ConfigError, match="not a complete faster-whisper model"):
+        load_recogniser(Load(str(tmp_path), "none", "cuda", "int8", 1, RecogniserOptions()))
+    assert asked == [CUBLAS]

@@ -2,18 +2,26 @@
 
 import asyncio
 import json
+import os
 import shutil
+import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ctranslate2
 import faster_whisper.utils
 import pytest
 from structlog.testing import capture_logs
 
+from app.asr import device
 from app.asr.hub import HubLimits
 from app.asr.models import DEMO_FOLDER, DEMO_NOTE, REPOSITORIES, ModelOptions, ModelShelf, ModelStatus
-from app.errors import ConfigError, InvalidState
+from app.asr.recogniser import Request
+from app.asr.worker import WorkerOptions
+from app.errors import ConfigError, InvalidState, SttError
+from tests.asr import scripted_child
 from tests.asr.sample_calls import RATE, spoken
 from tests.emulators.model_hub import COMMIT, REPOSITORY, ModelHub
 
@@ -53,7 +61,7 @@ def cache_small(folder: Path) -> None:
 
 async def hears(shelf: ModelShelf) -> str:
     async with shelf.borrow() as engine:
-        return (await engine.decode(spoken("안녕하세요.").pcm, RATE, "ko")).text
+        return (await engine.decode(Request(spoken("안녕하세요.").pcm, RATE, "ko"))).text
 
 
 def test_repositories_are_those_of_faster_whisper() -> None:
@@ -66,6 +74,7 @@ def test_repositories_are_those_of_faster_whisper() -> None:
 async def test_the_demo_model_serves_when_named_and_says_what_it_is(tmp_path: Path) -> None:
     async with shelf(tmp_path, "demo", development=False) as one:
         assert one.loaded
+        assert not one.trouble
         assert one.status == ModelStatus("demo", True, "cpu", "int8", note=DEMO_NOTE)
         assert await hears(one) == "안녕하세요."
         await one.fetch()
@@ -106,9 +115,20 @@ async def test_a_cached_model_that_is_broken_gives_way_to_the_demo_model_in_deve
         await shelf(tmp_path, development=False).open()
 
 
+async def test_the_window_of_the_encoder_is_shown_and_used(tmp_path: Path) -> None:
+    request = Request(spoken("안녕하세요.").pcm, RATE, "ko")
+    async with shelf(tmp_path, "demo") as one:
+        assert one.status.encoder_window == "auto"
+        assert (await one.engine.decode(request)).window_s == 5
+    async with shelf(tmp_path, "demo", encoder_window="full") as one:
+        assert one.status.encoder_window == "full"
+        assert (await one.engine.decode(request)).window_s == 30
+
+
 async def test_nothing_is_served_before_it_is_open(tmp_path: Path) -> None:
     one = shelf(tmp_path)
     assert not one.loaded
+    assert one.trouble == "no model is loaded"
     with pytest.raises(InvalidState):
         _ = one.status
     await one.aclose()
@@ -134,7 +154,7 @@ async def test_auto_serves_at_once_and_gives_the_right_model_to_new_calls(model_
                 assert one.engine is not old
                 async with one.borrow() as new:
                     assert new is one.engine
-                decoded = await old.decode(spoken("감사합니다.").pcm, RATE, "ko")
+                decoded = await old.decode(Request(spoken("감사합니다.").pcm, RATE, "ko"))
                 assert decoded.text == "감사합니다."
             assert not old.idle  # given back by its last call, it is closed
             assert one.engine.idle
@@ -263,3 +283,60 @@ async def test_what_must_be_there_and_cannot_be_fetched_stops_the_start(
         ConfigError, match=r"MODEL_NAME: small is not .* could not be fetched: .* check the network and HF_ENDPOINT"
     ):
         await shelf(tmp_path, name, development=development).open()
+
+
+# ---------------------------------------------------------------- a process of its own, on a GPU
+
+
+@pytest.fixture
+def _a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # what CTranslate2 sees is the machine's, so the machine is what is played here
+    monkeypatch.setattr(ctranslate2, "get_cuda_device_count", lambda: 1)
+    monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda kind: {"float32", "int8", "int8_float16"})
+    monkeypatch.setattr(device, "find_cublas", lambda: True)
+
+
+def on_a_gpu(folder: Path, *plan: str) -> ModelShelf:
+    """Its children decode on the CPU, and do what the plan says (tests/asr/scripted_child.py)."""
+    (folder / "plan").write_text("\n".join([*plan, "well"]))
+    command = (sys.executable, "-P", scripted_child.__file__, str(folder))
+    return ModelShelf(
+        ModelOptions(name="demo", device="cuda", data=folder, worker=WorkerOptions(command=command, backoff_s=0.01)),
+        clock=lambda: NOW,
+    )
+
+
+@pytest.mark.usefixtures("_a_gpu")
+async def test_a_model_on_a_gpu_is_started_again_and_says_how_often(tmp_path: Path) -> None:
+    async with on_a_gpu(tmp_path, "well oom") as one:
+        status = ModelStatus("demo", True, "cuda", "int8_float16", "full", note=DEMO_NOTE)
+        assert (one.status, one.trouble) == (status, "")
+        assert [await hears(one), await hears(one)] == ["안녕하세요."] * 2
+        assert (one.status, one.trouble) == (replace(status, restarts=1), "")
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.usefixtures("_a_gpu")
+async def test_a_model_that_cannot_start_again_is_trouble(tmp_path: Path) -> None:
+    async with on_a_gpu(tmp_path, "oom", "unloaded", "unloaded", "unloaded") as one:
+        with pytest.raises(SttError):
+            await hears(one)
+        assert one.trouble.startswith("the recogniser cannot decode: its process is being started again (MODEL_NAME")
+        async with asyncio.timeout(20):
+            while one.trouble:  # noqa: ASYNC110 - it is another process that ends it
+                await asyncio.sleep(0.02)
+        assert await hears(one) == "안녕하세요."
+
+
+@pytest.mark.usefixtures("_a_gpu")
+async def test_a_model_that_its_process_cannot_load_stops_the_start(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_FOLDER, tmp_path / "mine")
+    (tmp_path / "mine" / "model.bin").write_bytes(b"broken")
+    one = ModelShelf(ModelOptions(name=str(tmp_path / "mine"), device="cuda", data=tmp_path), clock=lambda: NOW)
+    with pytest.raises(ConfigError, match=r"MODEL_NAME: mine cannot be used .* on DEVICE=cuda"):
+        await one.open()
+    assert not one.loaded

@@ -79,7 +79,7 @@ async def download(repository: str, cache: Path | None, progress: Progress, limi
     finally:
         if process.returncode is None:
             process.kill()
-        await process.wait()
+        await process.communicate()  # `wait` alone would hang on what nobody has read
 
 
 async def _line(stdout: asyncio.StreamReader, bound: float) -> dict[str, Any]:

@@ -6,11 +6,12 @@ a folder      loaded                     the start fails                   the s
 tiny …        loaded                     fetched before serving            fetched before serving
 auto          loaded (medium on a        demo serves at once, `fetch`      fetched before serving
               GPU, small on a CPU)       brings the right one behind it
+
+On a CPU the model is decoded in this process, by threads. On a GPU it has a process of its own (worker.py).
 """
 
 import asyncio
 import functools
-import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +24,9 @@ import structlog
 from app.asr import hub
 from app.asr.device import Device, choose_device
 from app.asr.engine import DecodeEngine, EngineOptions
-from app.asr.recogniser import Recogniser
+from app.asr.hub_memory import HubMemory
+from app.asr.recogniser import Recogniser, RecogniserOptions
+from app.asr.worker import WorkerOptions, WorkerProcess
 from app.errors import ConfigError, InvalidState, SttError
 
 log = structlog.get_logger(__name__)
@@ -38,21 +41,24 @@ REPOSITORIES = {
 }
 DEMO_FOLDER = Path(__file__).parent / "demo_model"
 DEMO_NOTE = "the demo model knows 54 phrases and hears any other speech as one of them"
-REMEMBERED_S = 86_400.0
 MAX_WORKERS = 8
+GPU_WORKERS = 2  # so that one batch is encoded while another is decoded
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """`name`, `device`, `compute_type` are MODEL_NAME, DEVICE, COMPUTE_TYPE. `data` is a folder of ours, where a hub
-    that could not be reached is remembered; `cache` the hub's, None for huggingface_hub's own."""
+    """`name`, `device`, `compute_type`, `encoder_window` are MODEL_NAME, DEVICE, COMPUTE_TYPE, ENCODER_WINDOW. `data`
+    is a folder of ours, where a hub that could not be reached is remembered; `cache` the hub's, None for
+    huggingface_hub's own."""
 
     name: str = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute_type: str = "auto"
     development: bool = False
     no_speech_threshold: float = 0.6
+    encoder_window: Literal["auto", "full"] = "auto"
     engine: EngineOptions = field(default_factory=EngineOptions)
+    worker: WorkerOptions = field(default_factory=WorkerOptions)
     data: Path = Path("data")
     cache: Path | None = None
     limits: hub.HubLimits = field(default_factory=hub.HubLimits)
@@ -60,12 +66,17 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """What people are shown. `progress` is 0..1 while `fetching` is on its way; `note` is a sentence, or empty."""
+    """What people are shown. `progress` is 0..1 while `fetching` is on its way; `note` is a sentence, or empty.
+
+    `encoder_window` is what `auto` came to: short windows on a CPU, `full` on a GPU. `restarts` counts how often the
+    model's own process had to be started again."""
 
     name: str
     demo: bool
     device: str
     compute_type: str
+    encoder_window: Literal["auto", "full"] = "auto"
+    restarts: int = 0
     fetching: str | None = None
     progress: float | None = None
     note: str = ""
@@ -73,9 +84,15 @@ class ModelStatus:
 
 @dataclass(eq=False, slots=True)
 class _Served:
+    decoder: Recogniser | WorkerProcess
     engine: DecodeEngine
     status: ModelStatus
     users: int = 0
+
+    async def aclose(self) -> None:
+        await self.engine.aclose()
+        if isinstance(self.decoder, WorkerProcess):
+            await asyncio.to_thread(self.decoder.close)
 
 
 class ModelShelf:
@@ -84,8 +101,7 @@ class ModelShelf:
 
     def __init__(self, options: ModelOptions, clock: Callable[[], float]) -> None:
         self._options = options
-        self._clock = clock
-        self._memory = options.data / "model-hub.json"
+        self._memory = HubMemory(options.data / "model-hub.json", clock)
         self._current: _Served | None = None
         self._retired: list[_Served] = []
         self._wanted: tuple[str, Device] | None = None  # what `fetch` is to bring, and where it will run
@@ -105,7 +121,20 @@ class ModelShelf:
 
     @property
     def status(self) -> ModelStatus:
-        return self._served().status
+        served = self._served()
+        if isinstance(served.decoder, WorkerProcess):
+            return replace(served.status, restarts=served.decoder.restarts)
+        return served.status
+
+    @property
+    def trouble(self) -> str:
+        """Why a new call would not be heard now, in words; empty if it would."""
+        if self._current is None:
+            return "no model is loaded"
+        decoder = self._current.decoder
+        if isinstance(decoder, WorkerProcess) and decoder.trouble:
+            return f"the recogniser cannot decode: {decoder.trouble}"
+        return "the recogniser is stuck in a decode" if self._current.engine.stuck else ""
 
     @property
     def engine(self) -> DecodeEngine:
@@ -150,7 +179,7 @@ class ModelShelf:
         served = [*self._retired, *([self._current] if self._current else [])]
         self._current, self._retired = None, []
         for one in served:
-            await one.engine.aclose()
+            await one.aclose()
 
     async def fetch(self) -> None:
         """Bring the model that is wanted, if any, and give it to new calls; for a task of the application. What goes
@@ -163,7 +192,7 @@ class ModelShelf:
             self._serve(await self._load(name, folder, device))
         except SttError as error:
             if error.kind in ("unreachable", "stalled", "missing"):
-                self._remember(name, str(error))
+                self._memory.note(name, str(error))
             log.warning("x model not fetched", model=name, reason=str(error), serving=self.status.name)
             self._tell(fetching=None, progress=None, note=_sentence(DEMO_NOTE, f"{name} was not fetched: {error}"))
         except ConfigError as error:
@@ -174,7 +203,7 @@ class ModelShelf:
             note = _sentence(DEMO_NOTE, f"{name} was not fetched ({type(error).__name__})")
             self._tell(fetching=None, progress=None, note=note)
         else:
-            self._memory.unlink(missing_ok=True)
+            self._memory.forget()
             await self._close_unused()
 
     # ------------------------------------------------------------ loading
@@ -189,14 +218,14 @@ class ModelShelf:
                 await self._serve_demo()
                 return self._tell(note=_sentence(DEMO_NOTE, str(error)))
         await self._serve_demo()
-        reason = await asyncio.to_thread(self._remembered, name)
+        reason = await asyncio.to_thread(self._memory.recall, name)
         if reason is None:
             self._wanted = (name, device)
             plan = f"{name} is being fetched and serves new calls as soon as it is warm"
             return self._tell(fetching=name, progress=0.0, note=_sentence(DEMO_NOTE, device.note, plan))
         plan = (
             f"{name} is not fetched: less than a day ago {reason}; "
-            f"to try again now, delete {self._memory} and start again, or start with MODEL_NAME={name}"
+            f"to try again now, delete {self._memory.file} and start again, or start with MODEL_NAME={name}"
         )
         self._tell(note=_sentence(DEMO_NOTE, device.note, plan))
 
@@ -208,29 +237,36 @@ class ModelShelf:
         self._tell(demo=True, note=DEMO_NOTE)
 
     async def _load(self, name: str, folder: Path, device: Device) -> _Served:
-        engine = await asyncio.to_thread(self._load_blocking, name, folder, device)
-        engine.start()
-        return _Served(engine, ModelStatus(name, False, device.name, device.compute_type, note=device.note))
-
-    def _load_blocking(self, name: str, folder: Path, device: Device) -> DecodeEngine:
-        recogniser = Recogniser.load(
-            folder,
-            name,
-            device.name,
-            device.compute_type,
-            workers=2 if device.name == "cuda" else min(MAX_WORKERS, _cores()),
+        options = RecogniserOptions(
             no_speech_threshold=self._options.no_speech_threshold,
+            encoder_window=self._options.encoder_window,
         )
-        expected_ms = recogniser.warm_up()
+        window: Literal["auto", "full"] = "full" if device.name == "cuda" else options.encoder_window
+        status = ModelStatus(name, False, device.name, device.compute_type, window, note=device.note)
+        decoder, decode_ms = await asyncio.to_thread(self._load_blocking, name, folder, device, options)
+        served = _Served(decoder, DecodeEngine(decoder, self._options.engine, expected_ms=decode_ms), status)
+        served.engine.start()
+        return served
+
+    def _load_blocking(
+        self, name: str, folder: Path, device: Device, options: RecogniserOptions
+    ) -> tuple[Recogniser | WorkerProcess, float]:
+        decoder: Recogniser | WorkerProcess
+        where = (folder, name, device.name, device.compute_type)
+        if device.name == "cuda":
+            decoder = WorkerProcess.load(*where, workers=GPU_WORKERS, options=options, limits=self._options.worker)
+        else:
+            decoder = Recogniser.load(*where, workers=min(MAX_WORKERS, _cores()), options=options)
+        decode_ms = decoder.warm_up()
         log.info(
             "- model loaded",
             model=name,
             device=device.name,
             compute_type=device.compute_type,
-            workers=recogniser.workers,
-            decode_ms=round(expected_ms),
+            workers=decoder.workers,
+            decode_ms=round(decode_ms),
         )
-        return DecodeEngine(recogniser, self._options.engine, expected_ms=expected_ms)
+        return decoder, decode_ms
 
     def _serve(self, served: _Served) -> None:
         if self._current is not None:
@@ -241,7 +277,7 @@ class ModelShelf:
         unused = [served for served in self._retired if not served.users]
         self._retired = [served for served in self._retired if served.users]
         for served in unused:
-            await served.engine.aclose()
+            await served.aclose()
 
     def _tell(self, **changes: object) -> None:
         served = self._served()
@@ -273,24 +309,6 @@ class ModelShelf:
             logged[0] = int(share * 10)
             megabytes = f"{done / 1e6:.1f}/{total / 1e6:.1f}"
             log.info("- model download", model=name, percent=round(share * 100), megabytes=megabytes)
-
-    # ------------------------------------------------------------ the hub's bad days
-
-    def _remembered(self, name: str) -> str | None:
-        try:
-            memory = json.loads(self._memory.read_text(encoding="utf-8"))
-            age_s = self._clock() - float(memory["at"])
-            return str(memory["reason"]) if memory["model"] == name and 0 <= age_s < REMEMBERED_S else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # nothing to remember, or nothing that can be read: then the hub is asked
-
-    def _remember(self, name: str, reason: str) -> None:
-        try:
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
-            memory = {"model": name, "at": self._clock(), "reason": reason}
-            self._memory.write_text(json.dumps(memory) + "\n", encoding="utf-8")
-        except OSError as error:
-            log.warning("x the hub's failure was not noted", file=str(self._memory), error=str(error))
 
 
 def _cores() -> int:
