@@ -1,366 +1,143 @@
-"""A call's ears on the real recogniser and the demo model; the audio comes in frames, as from a line."""
+"""Our own recogniser as a provider: the shelf and the demo model behind it. How it hears is in asr/test_stream.py."""
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Hashable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from app.asr.engine import DecodeEngine, EngineOptions, Kind
-from app.asr.models import DEMO_FOLDER
-from app.asr.recogniser import Decoded, Recogniser
-from app.audio.types import AudioFrame, Transcript
+from app.asr.models import ModelOptions, ModelShelf
+from app.asr.recogniser import Decoded, Request
+from app.audio.types import AudioFrame
 from app.errors import SttError
-from app.services.ai_call.local_stt import LocalStt, LocalSttOptions, LocalSttStream
-from tests.asr.sample_calls import RATE, nobody, sample_calls, spoken
+from app.services.ai_call.local_stt import LocalStt
+from app.services.ai_call.ports import Checkable, SpeechToText
+from tests.asr.sample_calls import RATE, spoken
 
-FRAME_MS = 32
-FRAME_BYTES = 2 * RATE * FRAME_MS // 1000
-QUIET = bytes(FRAME_BYTES)
-NEVER = LocalSttOptions(partial_ms=60_000, retry_s=0.0)
-EAGER = LocalSttOptions(partial_ms=250, retry_s=0.0)
+NOTHING = Request(b"", RATE, "ko")
 
 
-class Ears:
-    """The real recogniser, or a scripted one, with a log: (audio milliseconds, beam) of each decode."""
+@pytest.fixture
+async def shelf(tmp_path: Path) -> AsyncIterator[ModelShelf]:
+    async with ModelShelf(ModelOptions(name="demo", device="cpu", data=tmp_path), lambda: 0.0) as opened:
+        yield opened
 
-    def __init__(self, recogniser: Recogniser | None) -> None:
-        self.workers = 1
-        self.log: list[tuple[int, int]] = []
-        self.failures = 0
-        self.gate = threading.Semaphore(0) if recogniser is None else None
-        self.entered = threading.Semaphore(0)
-        self._recogniser = recogniser
 
-    def decode(self, pcm: bytes, rate: int, language: str, *, beam: int) -> Decoded:
-        self.log.append((len(pcm) * 500 // rate, beam))
-        self.entered.release()
-        if self.gate is not None:
-            assert self.gate.acquire(timeout=20)
-        if self.failures:
-            self.failures -= 1
-            raise RuntimeError("CUDA failed")
-        if self._recogniser is None:
-            return Decoded(f"{len(pcm)}", language)
-        return self._recogniser.decode(pcm, rate, language, beam=beam)
+class Hung:
+    """A decoder that does not come back until it is let."""
+
+    workers = 1
+    max_batch = 1
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.let = threading.Event()
+
+    def batch_key(self, request: Request) -> Hashable:
+        return request.rate
+
+    def decode(self, requests: Sequence[Request], *, beam: int) -> list[Decoded]:
+        self.entered.set()
+        assert self.let.wait(20)
+        return [Decoded("", request.language) for request in requests]
 
 
 class Source:
-    def __init__(self, engine: DecodeEngine | None) -> None:
-        self._engine = engine
-        self.borrowers = 0
+    loaded = True
+
+    def __init__(self, engine: DecodeEngine) -> None:
+        self.engine = engine
 
     @property
-    def loaded(self) -> bool:
-        return self._engine is not None
+    def trouble(self) -> str:
+        return "stuck in a decode" if self.engine.stuck else ""
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[DecodeEngine]:
-        assert self._engine is not None
-        self.borrowers += 1
-        yield self._engine
-        self.borrowers -= 1
-
-
-@pytest.fixture(scope="module")
-def demo() -> Recogniser:
-    return Recogniser.load(DEMO_FOLDER, "demo")
-
-
-class Call:
-    """One opened stream, spoken into at the pace of the test."""
-
-    def __init__(self, stream: LocalSttStream, ears: Ears, engine: DecodeEngine) -> None:
-        words = aiter(stream)
-        assert isinstance(words, AsyncGenerator)
-        self.stream, self.ears, self.engine = stream, ears, engine
-        self.words: AsyncGenerator[Transcript, None] = words
-        self.at_ms = 0
-
-    async def says(self, pcm: bytes, *, pauses: bool = True, silence_ms: int = 352) -> None:
-        for at in range(0, len(pcm), FRAME_BYTES):
-            await self._send(pcm[at : at + FRAME_BYTES])
-        if pauses:
-            await self.stream.pause()
-        for _ in range(silence_ms // FRAME_MS):
-            await self._send(QUIET)
-
-    async def _send(self, pcm: bytes) -> None:
-        await self.stream.send(AudioFrame(pcm, RATE, self.at_ms))
-        self.at_ms += FRAME_MS
-
-    def let(self, decodes: int) -> None:
-        assert self.ears.gate is not None
-        self.ears.gate.release(decodes)
-
-    async def entered(self) -> None:
-        """Until the worker is inside a decode."""
-        assert await asyncio.to_thread(self.ears.entered.acquire, timeout=20)
-
-    async def final(self) -> Transcript:
-        async for transcript in self.words:
-            if transcript.final:
-                return transcript
-        raise AssertionError("the stream ended")
+        yield self.engine
 
 
 @asynccontextmanager
-async def calling(
-    recogniser: Recogniser | None, options: LocalSttOptions = NEVER, engine_options: EngineOptions | None = None
-) -> AsyncIterator[Call]:
-    ears = Ears(recogniser)
-    engine = DecodeEngine(ears, engine_options)
+async def hung(options: EngineOptions) -> AsyncIterator[tuple[LocalStt, DecodeEngine, Hung]]:
+    decoder = Hung()
+    engine = DecodeEngine(decoder, options)
     engine.start()
-    source = Source(engine)
     try:
-        async with LocalStt(source, options).open(RATE, "ko") as stream:
-            call = Call(stream, ears, engine)
-            async with aclosing(call.words):
-                yield call
-        assert source.borrowers == 0
+        yield LocalStt(Source(engine)), engine, decoder
     finally:
-        if ears.gate is not None:
-            ears.gate.release(100)
+        decoder.let.set()
         await engine.aclose()
 
 
-# ---------------------------------------------------------------- finals
+async def test_a_call_is_heard(shelf: ModelShelf) -> None:
+    stt: SpeechToText = LocalStt(shelf)
+    assert (stt.name, stt.hears) == ("local", "speech")
+    async with stt.open(RATE, "ko") as stream:
+        await stream.send(AudioFrame(spoken("영업시간이 어떻게 되나요?").pcm, RATE, at_ms=4000))
+        await stream.pause(1800)
+        await stream.flush(1800)
+        async for transcript in stream:
+            if transcript.final:
+                break
+        assert (transcript.text, transcript.start_ms) == ("영업시간이 어떻게 되나요?", 4000)
 
 
-async def test_the_guess_at_the_pause_is_the_final(demo: Recogniser) -> None:
-    call_audio = spoken("영업시간이 어떻게 되나요?").pcm
-    async with calling(demo) as call:
-        await call.says(call_audio)
-        guess = await anext(call.words)
-        await call.stream.flush()
-        final = await call.final()
-        assert (guess.text, guess.final) == (final.text, False)
-        assert final.text == "영업시간이 어떻게 되나요?"
-        assert (final.start_ms, final.end_ms) == (0, call.at_ms)
-        assert final.confidence is not None
-        assert len(call.ears.log) == 1
-        assert call.ears.log[0][0] <= call.at_ms - 352  # decoded at the pause, not at the flush
+async def test_two_calls_share_the_engine_and_each_hears_its_own(shelf: ModelShelf) -> None:
+    stt = LocalStt(shelf)
+    async with stt.open(RATE, "ko") as one, stt.open(RATE, "en") as other:
+        await one.send(AudioFrame(spoken("감사합니다.").pcm, RATE))
+        await other.send(AudioFrame(spoken("Hello.").pcm, RATE))
+        await one.flush(1200)
+        await other.flush(400)
+        assert [(await anext(aiter(stream))).text for stream in (one, other)] == ["감사합니다.", "Hello."]
 
 
-async def test_flush_does_not_wait_for_the_guess_to_be_ready(demo: Recogniser) -> None:
-    async with calling(demo) as call:
-        await call.says(spoken("네, 맞아요.").pcm)
-        await call.stream.flush()
-        assert (await call.final()).text == "네, 맞아요."
-        assert [beam for _, beam in call.ears.log] == [2]
-
-
-async def test_a_caller_who_goes_on_makes_the_guess_worthless(demo: Recogniser) -> None:
-    whole = spoken("내일 오후 세 시에 예약해 주세요.").pcm
-    half = len(whole) // FRAME_BYTES // 2 * FRAME_BYTES
-    async with calling(demo) as call:
-        await call.says(whole[:half], silence_ms=0)
-        await anext(call.words)
-        await call.says(whole[half:])
-        await call.stream.flush()
-        assert (await call.final()).text == "내일 오후 세 시에 예약해 주세요."
-        assert len(call.ears.log) == 2
-
-
-async def test_an_utterance_cut_long_after_a_pause_is_decoded_whole(demo: Recogniser) -> None:
-    """B17: speech without an end, with one short pause in it; the guess at that pause is not the final."""
-    whole = spoken("내일 오후 세 시에 예약해 주세요.").pcm
-    half = len(whole) // FRAME_BYTES // 2 * FRAME_BYTES
-    async with calling(demo) as call:
-        await call.says(whole[:half], silence_ms=0)
-        await call.stream.resume()
-        await call.says(whole[half:], pauses=False, silence_ms=0)
-        await call.stream.flush()
-        assert (await call.final()).text == "내일 오후 세 시에 예약해 주세요."
-
-
-async def test_an_utterance_cut_without_a_pause_is_decoded_then(demo: Recogniser) -> None:
-    async with calling(demo) as call:
-        await call.says(spoken("감사합니다.").pcm, pauses=False, silence_ms=0)
-        await call.stream.flush()
-        assert (await call.final()).text == "감사합니다."
-
-
-async def test_no_audio_and_no_words_still_make_a_final(demo: Recogniser) -> None:
-    async with calling(demo) as call:
-        await call.stream.flush()
-        assert await call.final() == Transcript("", True)
-        await call.says(nobody()[0].pcm)
-        await call.stream.flush()
-        assert (await call.final()).text == ""
-
-
-async def test_twenty_utterances_in_one_call(demo: Recogniser) -> None:
-    calls = [one for one in sample_calls() if one.text and one.language == "ko"][:20]
-    async with calling(demo) as call:
-        for one in calls:
-            began = call.at_ms
-            await call.says(one.pcm)
-            await call.stream.flush()
-            final = await call.final()
-            assert (final.text, final.start_ms, final.end_ms) == (one.text, began, call.at_ms)
-        assert len(call.ears.log) == 20
-
-
-async def test_utterances_that_overtake_their_finals_keep_their_order(demo: Recogniser) -> None:
-    texts = ["안녕하세요.", "네.", "감사합니다."]
-    async with calling(demo) as call:
-        for text in texts:
-            await call.says(spoken(text).pcm)
-            await call.stream.flush()
-        await call.says(spoken("아니요.").pcm, silence_ms=0)
-        assert [(await call.final()).text for _ in texts] == texts
-        await call.stream.flush()
-        assert (await call.final()).text == "아니요."
-
-
-async def test_thirty_seconds_are_the_most_that_is_decoded() -> None:
-    async with calling(None) as call:
-        call.let(1)
-        await call.says(QUIET * 1250, pauses=False, silence_ms=0)
-        await call.stream.flush()
-        final = await call.final()
-        assert call.ears.log == [(29_984, 2)]
-        assert (final.start_ms, final.end_ms) == (40_000 - 29_984, 40_000)
-
-
-# ---------------------------------------------------------------- partials
-
-
-async def test_a_partial_has_words_of_an_unfinished_sentence(demo: Recogniser) -> None:
-    sentence = spoken("영업시간이 어떻게 되나요?").pcm
-    async with calling(demo, EAGER) as call:
-        await call.says(sentence[: 2 * RATE * 3 // 2], pauses=False, silence_ms=0)
-        assert (await anext(call.words)).text
-        await call.says(sentence[2 * RATE * 3 // 2 :])
-        await call.stream.flush()
-        assert (await call.final()).text == "영업시간이 어떻게 되나요?"
-
-
-async def test_each_partial_covers_all_so_far_and_replaces_the_one_before() -> None:
-    async with calling(None, EAGER) as call:
-        call.let(20)
-        sizes = []
-        for _ in range(8):
-            await call.says(QUIET * 8, pauses=False, silence_ms=0)  # 256 ms
-            if call.at_ms >= 2 * EAGER.partial_ms:
-                partial = await anext(call.words)
-                assert not partial.final
-                assert (partial.start_ms, partial.end_ms) == (0, call.at_ms)
-                sizes.append(int(partial.text))
-        assert sizes == [n * 8 * FRAME_BYTES for n in range(2, 9)]
-        assert {beam for _, beam in call.ears.log} == {1}
-
-
-async def test_one_partial_at_a_time_and_none_once_a_final_is_under_way() -> None:
-    async with calling(None, EAGER) as call:
-        await call.says(QUIET * 60, pauses=False, silence_ms=0)
-        await call.entered()
-        assert (call.engine.queue_depth, len(call.ears.log)) == (0, 1)
-        await call.says(b"")
-        await call.says(QUIET * 60, pauses=False, silence_ms=0)
-        call.let(3)
-        guess = await anext(call.words)  # what the partial found meanwhile is not told any more
-        assert int(guess.text) == 60 * FRAME_BYTES
-        await call.stream.flush()
-        assert int((await call.final()).text) == 60 * FRAME_BYTES
-        assert len(call.ears.log) == 2
-
-
-async def test_partials_go_on_when_the_caller_goes_on_and_the_old_guess_is_not_told_again() -> None:
-    async with calling(None, EAGER) as call:
-        call.let(20)
-        await call.says(QUIET * 10, silence_ms=0)
-        texts = [(await anext(call.words)).text]
-        await call.says(QUIET * 15, pauses=False, silence_ms=0)  # 480 ms: it may still be the end
-        assert len(call.ears.log) == 1
-        await call.says(QUIET * 5, pauses=False, silence_ms=0)
-        texts.append((await anext(call.words)).text)
-        await call.says(QUIET * 10, pauses=False, silence_ms=0)
-        texts.append((await anext(call.words)).text)
-        assert sorted(set(texts), key=int) == texts
-
-
-async def test_no_partials_on_a_machine_that_is_busy_or_slow() -> None:
-    async with calling(None, EAGER) as call:
-        other = call.engine.submit(b"", RATE, "ko", Kind.FINAL)
-        await call.entered()
-        await call.says(QUIET * 60, pauses=False, silence_ms=0)
-        assert call.engine.queue_depth == 0
-        call.let(1)
-        await other.future
-        call.engine.decode_ms = 2 * EAGER.partial_ms + 1.0
-        await call.says(QUIET * 60, pauses=False, silence_ms=0)
-        assert [size for size, _ in call.ears.log] == [0]
-
-
-# ---------------------------------------------------------------- failures
-
-
-async def test_a_failed_guess_is_decoded_afresh() -> None:
-    async with calling(None) as call:
-        call.ears.failures = 1
-        call.let(2)
-        await call.says(QUIET * 10)
-        await call.stream.flush()
-        assert int((await call.final()).text) == 21 * FRAME_BYTES
-
-
-async def test_a_guess_that_failed_before_the_end_costs_the_final_none_of_its_tries() -> None:
-    async with calling(None) as call:
-        call.ears.failures = 2
-        call.let(4)
-        await call.says(QUIET * 10)
-        with pytest.raises(SttError):  # behind the guess in the queue, so the guess has failed as well
-            await call.engine.decode(b"", RATE, "ko", Kind.PARTIAL)
-        call.ears.failures = 1
-        await call.stream.flush()
-        assert int((await call.final()).text) == 21 * FRAME_BYTES
-        assert len(call.ears.log) == 4
-
-
-async def test_a_final_that_fails_twice_is_an_error() -> None:
-    async with calling(None) as call:
-        call.ears.failures = 2
-        call.let(2)
-        await call.says(QUIET * 10, pauses=False)
-        await call.stream.flush()
-        with pytest.raises(SttError, match="the recogniser failed"):
-            await call.final()
-
-
-async def test_a_final_that_was_refused_is_tried_again() -> None:
-    async with calling(None, engine_options=EngineOptions(max_queued=1)) as call:
-        running = call.engine.submit(b"", RATE, "ko", Kind.FINAL)
-        await call.entered()
-        waiting = call.engine.submit(b"", RATE, "ko", Kind.FINAL)
-        await call.says(QUIET * 10)
-        await call.stream.flush()
-        call.let(3)
-        await asyncio.gather(running.future, waiting.future)
-        assert int((await call.final()).text) == 21 * FRAME_BYTES
-
-
-async def test_hanging_up_drops_what_is_queued() -> None:
-    async with calling(None) as call:
-        running = call.engine.submit(b"", RATE, "ko", Kind.FINAL)
-        await call.entered()
-        await call.says(QUIET * 10)
-        await call.stream.flush()
-        await call.says(QUIET * 10)
-        assert call.engine.queue_depth == 2
-        call.stream.close()
+async def test_a_call_that_is_over_leaves_nothing_in_the_queue() -> None:
+    async with hung(EngineOptions()) as (stt, engine, decoder):
+        engine.submit(NOTHING, Kind.FINAL)
+        assert await asyncio.to_thread(decoder.entered.wait, 20)
+        async with stt.open(RATE, "ko") as stream:
+            await stream.send(AudioFrame(bytes(3200), RATE))
+            await stream.flush(200)
+            assert engine.queue_depth == 1
         await asyncio.sleep(0)
-        assert call.engine.queue_depth == 0
-        assert [transcript async for transcript in call.words] == []
-        call.let(1)
-        await running.future
-        assert len(call.ears.log) == 1
+        assert engine.queue_depth == 0
 
 
-async def test_is_not_well_without_a_model(demo: Recogniser) -> None:
-    assert (LocalStt.name, LocalStt.hears) == ("local", "speech")
-    await LocalStt(Source(DecodeEngine(demo))).check()
+async def test_without_a_model_it_is_not_well_and_opens_nothing(shelf: ModelShelf, tmp_path: Path) -> None:
+    well = LocalStt(shelf)
+    assert isinstance(well, Checkable)
+    await well.check()
+    ill = LocalStt(ModelShelf(ModelOptions(name="demo", data=tmp_path), lambda: 0.0))
+    assert not ill.full
+    with pytest.raises(SttError, match="no model is loaded") as caught:
+        await ill.check()
+    assert (caught.value.kind, caught.value.retryable) == ("unavailable", True)
     with pytest.raises(SttError, match="no model is loaded"):
-        await LocalStt(Source(None)).check()
+        async with ill.open(RATE, "ko"):
+            pass
+
+
+async def test_a_decode_that_hangs_is_no_good_health() -> None:
+    async with hung(EngineOptions(timeout_s=0.05)) as (stt, engine, _):
+        await stt.check()
+        for _ in range(2):  # the second is given up when the first one's decode has hung for longer than that
+            with pytest.raises(SttError):
+                await engine.decode(NOTHING)
+        with pytest.raises(SttError, match="stuck in a decode"):
+            await stt.check()
+
+
+async def test_a_full_engine_is_a_full_recogniser() -> None:
+    async with hung(EngineOptions(max_queued=4)) as (stt, engine, decoder):
+        assert not stt.full
+        jobs = [engine.submit(NOTHING, Kind.FINAL)]
+        assert await asyncio.to_thread(decoder.entered.wait, 20)
+        jobs += [engine.submit(NOTHING, Kind.FINAL) for _ in range(4)]
+        assert stt.full
+        decoder.let.set()
+        await asyncio.gather(*(job.future for job in jobs))
+        assert not stt.full
