@@ -7,7 +7,9 @@ from app.errors import EX_CONFIG, ConfigError, TtsError
 from tests.servers import free_port, process
 
 
-@pytest.mark.parametrize("arguments", [[], ["dance"], ["serve", "--fast"], ["simulate", "--calls", "many"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["dance"], ["serve", "--fast"], ["asr", "x"], ["simulate", "--calls", "many"]]
+)
 def test_what_cannot_be_understood_is_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
@@ -15,7 +17,7 @@ def test_what_cannot_be_understood_is_explained(arguments: list[str], capsys: py
     assert "usage: malgil" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["simulate", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["asr", "--help"], ["simulate", "--help"]])
 def test_help_is_there(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
@@ -42,8 +44,10 @@ def test_every_end_has_its_code(
         raise error
 
     monkeypatch.setattr(cli, "load_settings", broken)
-    assert cli.main(["serve"]) == code
-    assert capsys.readouterr().err == line
+    monkeypatch.setattr(cli, "load_asr_settings", broken)
+    for program in ("serve", "asr"):
+        assert cli.main([program]) == code
+        assert capsys.readouterr().err == line
 
 
 async def test_simulate_says_what_to_do_when_nobody_answers() -> None:

@@ -17,7 +17,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic import SecretStr
+from ruamel.yaml import YAML
 
+from app.config import Settings
 from tools import bootstrap
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,18 +46,25 @@ def groups() -> dict[str, list[Requirement]]:
     return {name: [Requirement(one) for one in group] for name, group in project["dependency-groups"].items()}
 
 
+def extras() -> dict[str, list[Requirement]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return {name: [Requirement(one) for one in some] for name, some in project["optional-dependencies"].items()}
+
+
 SERVER = requirements("requirements.txt") + requirements("requirements-nodeps.txt")
 LOCKS = {
     "requirements.lock": SERVER,
     "requirements-dev.lock": SERVER + groups()["dev"],
     "requirements-bootstrap.lock": groups()["bootstrap"],
 }
+EXTRA_LOCKS = {f"requirements-{name}.lock": pins for name, pins in extras().items()}
+"""What the image installs on top of the server's lock (EXTRAS)."""
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, *EXTRA_LOCKS])
 def test_every_direct_requirement_is_pinned_and_locked_at_its_pin(lock: str) -> None:
     locked = {(name, version) for name, version, _, _ in entries(lock)}
-    for requirement in LOCKS[lock]:
+    for requirement in (LOCKS | EXTRA_LOCKS)[lock]:
         (pin,) = requirement.specifier
         assert pin.operator == "==", requirement
         name = canonicalize_name(requirement.name)
@@ -71,10 +81,17 @@ def test_the_developers_lock_holds_the_servers_lock() -> None:
     assert set(entries("requirements.lock")) <= set(entries("requirements-dev.lock"))
 
 
-def test_the_servers_lock_is_complete_and_holds_nothing_else() -> None:
-    """Installed with --no-deps, so a package that is missing would be missed only at run time."""
+@pytest.mark.parametrize("lock", EXTRA_LOCKS)
+def test_an_extra_changes_no_version_of_the_servers_lock(lock: str) -> None:
+    server = {name: version for name, version, _, _ in entries("requirements.lock")}
+    shared = {name: version for name, version, _, _ in entries(lock) if name in server}
+    assert shared == {name: server[name] for name in shared}
+
+
+def closure(requirements: list[Requirement]) -> set[str]:
+    """Them and all that they need, here."""
     wanted: set[tuple[str, frozenset[str]]] = set()
-    queue = [one for one in SERVER if applies(one)]
+    queue = [one for one in requirements if applies(one)]
     while queue:
         requirement = queue.pop()
         name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
@@ -84,12 +101,25 @@ def test_the_servers_lock_is_complete_and_holds_nothing_else() -> None:
         if name != "silero-vad":  # whose requirements are left out on purpose
             needs = map(Requirement, importlib.metadata.requires(name) or [])
             queue += [need for need in needs if applies(need, extras)]
-    locked = {
+    return {name for name, _ in wanted}
+
+
+def locked_here(lock: str) -> set[str]:
+    return {
         name
-        for name, version, marker, _ in entries("requirements.lock")
+        for name, version, marker, _ in entries(lock)
         if applies(Requirement(f"{name}=={version}" + (f" ; {marker}" if marker else "")))
     }
-    assert locked == {name for name, _ in wanted}
+
+
+def test_the_servers_lock_is_complete_and_holds_nothing_else() -> None:
+    """Installed with --no-deps, so a package that is missing would be missed only at run time."""
+    assert locked_here("requirements.lock") == closure(SERVER)
+
+
+def test_the_lock_of_googles_extra_is_complete_and_holds_nothing_else() -> None:
+    """That of the GPU's is not installed where the tests run."""
+    assert locked_here("requirements-google.lock") == closure(extras()["google"])
 
 
 def applies(requirement: Requirement, extras: frozenset[str] = frozenset()) -> bool:
@@ -129,6 +159,21 @@ def test_what_only_docker_reads_is_well_formed(command: list[str]) -> None:
     program = Path(sys.executable).parent / command[0]
     done = subprocess.run([program, *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_recogniser_is_built_with_what_its_profile_needs_and_knows_no_secret_but_its_own() -> None:
+    compose = YAML(typ="safe").load(ROOT / "docker-compose.yml")
+    on_cpu, on_gpu = compose["services"]["asr"], compose["services"]["asr-gpu"]
+    assert (on_cpu["profiles"], on_gpu["profiles"]) == (["cpu"], ["gpu"])
+    assert on_gpu["build"]["args"]["EXTRAS"] in extras()
+    assert on_gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    assert on_gpu["networks"]["default"]["aliases"] == ["asr"]
+    for service in (on_cpu, on_gpu):
+        assert service["command"] == ["malgil", "asr"]
+        assert not {"ports", "env_file"} & set(service)
+        names = {name.lower() for name in service["environment"]}
+        assert names <= set(Settings.model_fields)
+        assert {name for name in names if Settings.model_fields[name].annotation is SecretStr} == {"asr_api_key"}
 
 
 def test_ci_runs_what_a_person_would_type(tmp_path: Path) -> None:

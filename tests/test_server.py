@@ -12,7 +12,7 @@ from websockets.exceptions import InvalidStatus
 
 from app.audio import g711
 from app.errors import ConfigError
-from app.server import SEND_BUFFER, listen
+from app.serving import SEND_BUFFER, listen
 from app.simulator.twiml import Stream
 from app.simulator.webhooks import Webhooks
 from tests.asr.sample_calls import spoken

@@ -1,10 +1,10 @@
-"""The command line: `malgil serve`, `malgil simulate` (also as `python -m app …`)."""
+"""The command line: `malgil serve`, `malgil asr`, `malgil simulate` (also as `python -m app …`)."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from app.config import load_settings
+from app.config import load_asr_settings, load_settings
 from app.errors import EX_CONFIG, ConfigError, MalgilError
 
 
@@ -33,6 +33,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serving = commands.add_parser("serve", help="start the server; settings come from the environment and .env")
     serving.set_defaults(run=_serve)
+    recognising = commands.add_parser(
+        "asr", help="start the recogniser as a service of its own (ASR_PORT, ASR_API_KEY; docs/asr-service.md)"
+    )
+    recognising.set_defaults(run=_asr)
     simulating = commands.add_parser(
         "simulate", help="call a media-stream server as Twilio would, with a software phone"
     )
@@ -55,4 +59,21 @@ def _serve(_options: argparse.Namespace) -> int:
 
     configure_logging(settings.log_level, settings.console_logs)
     serve(settings, on_serving)
+    return 0
+
+
+def _asr(_options: argparse.Namespace) -> int:
+    settings = load_asr_settings()
+    from app.asr.models import ModelShelf
+    from app.asr_service import serve_asr, start_lines, start_record
+    from app.log import configure_logging
+
+    def on_serving(shelf: ModelShelf) -> None:
+        if settings.console_logs:
+            print(start_lines(settings, shelf), flush=True)
+        else:
+            start_record(settings, shelf)
+
+    configure_logging(settings.log_level, settings.console_logs)
+    serve_asr(settings, on_serving)
     return 0

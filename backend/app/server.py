@@ -1,4 +1,4 @@
-"""The server's process: its own listening socket, uvicorn's settings, and a drain that a deploy can rely on.
+"""The server's process: a drain that a deploy can rely on.
 
 Why not plain uvicorn: on SIGTERM it closes every live WebSocket within milliseconds, before any shutdown hook
 runs. Here the first signal only stops new calls; the process leaves when the last call has ended, or when
@@ -12,50 +12,24 @@ from types import FrameType
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
 
 from app.config import Settings
-from app.errors import ConfigError
 from app.main import create_app
+from app.serving import listen, loop_factory, uvicorn_config
 from app.wiring import Services, open_services
 
 log = structlog.get_logger(__name__)
 
-USER_TIMEOUT_MS = 8_000
-"""The kernel gives up a peer that acknowledges nothing for so long."""
-SEND_BUFFER = 64 * 1024
-"""Small, so that a peer that stopped reading is noticed after seconds of audio, not after a minute."""
-MAX_MESSAGE = 64 * 1024
 GOODBYE_S = 20
 GRACE_S = 5
 """For requests that are half-way when the server leaves, a call's winding up among them."""
-BACKLOG = 2048
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """The listening socket; accepted connections inherit its options. Raises ConfigError when it cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-    try:
-        listener.bind((host, port))
-        listener.listen(BACKLOG)  # at once, so that of two servers that start together one sees the other
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"PORT: cannot listen on {host} port {port} ({error.strerror}); stop what runs there, or set another PORT"
-        ) from error
-    return listener
 
 
 class Server(uvicorn.Server):
     """uvicorn, with a drain. `on_serving` is called once, when requests can be answered."""
 
     def __init__(self, services: Services, on_serving: Callable[[], None] = lambda: None) -> None:
-        super().__init__(_uvicorn_config(create_app(services)))
+        super().__init__(uvicorn_config(create_app(services), GRACE_S))
         self._switchboard = services.switchboard
         self._drain_s = services.settings.drain_s
         self._on_serving = on_serving
@@ -111,28 +85,6 @@ def serve(settings: Settings, on_serving: Callable[[Services], None]) -> None:
 
     with (
         listen(settings.host, settings.port) as listener,
-        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
         runner.run(process(listener))
-
-
-def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        ws="websockets-sansio",
-        ws_max_size=MAX_MESSAGE,
-        ws_per_message_deflate=False,
-        lifespan="off",
-        timeout_graceful_shutdown=GRACE_S,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # Windows has none
-        return None
-    return uvloop.new_event_loop
