@@ -23,7 +23,11 @@ def hear(endpointer: Endpointer, frames: str) -> list[EndpointEvent]:
 
 
 def events(frames: str, options: EndpointOptions | None = None) -> list[EndpointEvent]:
-    return hear(Endpointer(options or EndpointOptions()), frames)
+    """The pauses' speech_ms aside."""
+    return [
+        SpeechPaused(event.at_ms) if isinstance(event, SpeechPaused) else event
+        for event in hear(Endpointer(options or EndpointOptions()), frames)
+    ]
 
 
 def test_a_sentence() -> None:
@@ -66,7 +70,7 @@ def test_doubt_does_not_end_speech() -> None:
 
 def test_the_first_silent_frame_is_a_pause() -> None:
     endpointer = Endpointer(EndpointOptions())
-    assert hear(endpointer, "###.") == [SpeechStarted(0), SpeechPaused(96)]
+    assert hear(endpointer, "###.") == [SpeechStarted(0), SpeechPaused(96, 96)]
     assert endpointer.paused
     assert endpointer.speaking
 
@@ -127,7 +131,7 @@ def test_a_wait_that_comes_too_late_changes_nothing() -> None:
     endpointer = Endpointer(EndpointOptions())
     hear(endpointer, "###.##")
     endpointer.wait(0)
-    assert hear(endpointer, "." * 10) == [SpeechPaused(6 * 32)]
+    assert hear(endpointer, "." * 10) == [SpeechPaused(6 * 32, 160)]
 
 
 def test_endless_speech_is_cut_and_goes_on_at_the_cut() -> None:
@@ -235,3 +239,8 @@ def test_whatever_is_heard_the_events_make_sense(
     assert all(after in FOLLOWERS[before] for before, after in itertools.pairwise(kinds))
     times = [event.at_ms for event in told]
     assert times == sorted(times)
+
+
+def test_each_pause_tells_how_much_was_said_until_then() -> None:
+    heard = hear(Endpointer(EndpointOptions()), "#" * 10 + "." * 5 + "##" + "." * 11)
+    assert [event.speech_ms for event in heard if isinstance(event, SpeechPaused | SpeechStopped)] == [320, 384, 384]

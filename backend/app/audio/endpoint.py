@@ -25,9 +25,13 @@ class SpeechStarted:
 
 @dataclass(frozen=True, slots=True)
 class SpeechPaused:
-    """The first silent frame; speech ended at `at_ms`. A guess that the sentence is over, worth a decode."""
+    """The first silent frame; speech ended at `at_ms`. A guess that the sentence is over, worth a decode.
+
+    `speech_ms` counts as in SpeechStopped.
+    """
 
     at_ms: int
+    speech_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ class Endpointer:
             return []
         self._paused_ms = start_ms
         self._wait_ms = self._options.silence_ms
-        return [SpeechPaused(start_ms), *self._pause(start_ms)]
+        return [SpeechPaused(start_ms, self._voiced_ms), *self._pause(start_ms)]
 
     def _pause(self, paused_ms: int) -> list[EndpointEvent]:
         if self._run_ms and self._run_ms >= self._options.resume_ms:
