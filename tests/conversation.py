@@ -15,7 +15,7 @@ echoes marks when they were played and when they were cleared.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -30,6 +30,7 @@ from app.services.ai_call.prompt import PromptBuilder
 from app.services.ai_call.recorder import Recorder
 from app.services.ai_call.session import CallSession, EventQueue, Participants
 from app.services.ai_call.speaking import Speaker
+from app.services.ai_call.succession import Candidate, Succession
 from app.services.ai_call.turns import TurnMachine, TurnRules
 from app.services.ai_call.types import EndReason, Phrase
 from app.simulator.playout import BYTES_PER_S, Playout
@@ -56,10 +57,11 @@ VIRTUAL = pytest.mark.looptime(start=1000, noop_cycles=2)
 TEXTS: dict[Phrase, str] = {
     "greeting": "안녕하세요, 무엇을 도와드릴까요?",
     "nudge": "여보세요, 듣고 계신가요?",
+    "repeat": "못 들었어요, 한 번만 더요.",
     "apology": "죄송합니다, 다시 한번 말씀해 주세요.",
     "goodbye": "안녕히 계세요.",
 }
-GREETING, NUDGE, APOLOGY, GOODBYE = (TEXTS[phrase] for phrase in PHRASES)
+GREETING, NUDGE, REPEAT, APOLOGY, GOODBYE = (TEXTS[phrase] for phrase in PHRASES)
 CANNED = {phrase: canned_clips()[phrase, "ko"].text for phrase in PHRASES}
 
 
@@ -98,6 +100,7 @@ class Conversation:
         *,
         llm: ScriptedLlm | None = None,
         stt: ScriptedStt | None = None,
+        successors: Sequence[ScriptedStt] = (),
         tts: ToneTts | None = None,
         store: MemoryStore | None = None,
         rules: TurnRules | None = None,
@@ -110,6 +113,7 @@ class Conversation:
         """`frame_ms` of caller's audio a message, a multiple of 20."""
         self.llm = llm or ScriptedLlm()
         self.stt = stt or ScriptedStt()
+        self.successors = successors
         self.tts = tts or ToneTts()
         self.store = store or MemoryStore()
         self.metrics = Metrics()
@@ -145,15 +149,19 @@ class Conversation:
         events: EventQueue = asyncio.Queue()
         self._stream = MediaStream()
         self.line = TwilioLine(self.socket, self._stream, line_options, end_call=end_call)
+        recognisers = Succession(
+            [Candidate(f"stt{number}", stt) for number, stt in enumerate((self.stt, *self.successors))],
+            lambda: asyncio.get_running_loop().time(),
+            on_fault=lambda name, kind: self.metrics.recogniser_faults.labels(name, kind).inc(),
+        )
         self.listener = Listener(
-            self.stt,
+            recognisers,
             LoudnessDetector(),
             Endpointer(EndpointOptions()),
             events.put_nowait,
             rate=8000,
             language="ko",
             options=listening,
-            on_fault=lambda kind: self.metrics.provider_faults.labels("stt", kind).inc(),
         )
         self.book = PhraseBook()
         self.machine = TurnMachine(rules)
@@ -176,7 +184,8 @@ class Conversation:
     def says(self, text: str, *, at: float, for_s: float) -> None:
         """Each word of the text takes an equal part of the time."""
         number, words = len(self._sounds) + 1, text.split()
-        self.stt.words |= {(number, place): word for place, word in enumerate(words)}
+        for stt in (self.stt, *self.successors):
+            stt.words |= {(number, place): word for place, word in enumerate(words)}
         self._sounds.append(_Sound(number, len(words), at, at + for_s))
 
     def coughs(self, *, at: float, for_s: float = 0.3) -> None:

@@ -263,13 +263,13 @@ class _ScriptedStream:
         if self._stt.hears == "everything" and self._heard and self._silent_ms >= self.VENDOR_SILENCE_MS:
             self._decode()
 
-    async def pause(self) -> None:
+    async def pause(self, speech_ms: int) -> None:
         pass
 
     async def resume(self) -> None:
         pass
 
-    async def flush(self) -> None:
+    async def flush(self, speech_ms: int) -> None:
         if self._stt.hears == "speech":
             self._decode()
 
@@ -291,6 +291,50 @@ class _ScriptedStream:
             yield result
             if result.final and self._stt.ends_after_final:
                 return
+
+
+class Parrot:
+    """Says what it is told to: after two seconds of sound if it hears everything, else at once."""
+
+    name = "parrot"
+
+    def __init__(self, *says: str | Exception | None, hears: Literal["everything", "speech"] = "everything") -> None:
+        self.hears = hears
+        self._says = says
+        self.open_now = 0
+        self._heard_ms = 0.0
+        self._enough = asyncio.Event()
+
+    @asynccontextmanager
+    async def open(self, rate: int, language: str) -> AsyncIterator["Parrot"]:
+        self.open_now += 1
+        try:
+            yield self
+        finally:
+            self.open_now -= 1
+
+    async def send(self, frame: AudioFrame) -> None:
+        self._heard_ms += frame.duration_ms
+        if self.hears == "speech" or self._heard_ms >= 2_000:
+            self._enough.set()
+
+    async def pause(self, speech_ms: int) -> None:
+        pass
+
+    async def flush(self, speech_ms: int) -> None:
+        pass
+
+    async def resume(self) -> None:
+        raise AssertionError("a clear sentence has no second half")
+
+    async def __aiter__(self) -> AsyncIterator[Transcript]:
+        for says in self._says:
+            await self._enough.wait()
+            if isinstance(says, Exception):
+                raise says
+            if says is None:
+                await asyncio.Event().wait()
+            yield Transcript(str(says), True)
 
 
 # ---------------------------------------------------------------- the store

@@ -11,6 +11,7 @@ from app.services.ai_call.sentences import speakable
 MINIMAL = """
 greeting = "안녕하세요."
 nudge = "듣고 계세요?"
+repeat = "다시 말씀해 주세요."
 apology = "죄송합니다."
 goodbye = "안녕히 계세요."
 decline = "지금은 받을 수 없습니다."
@@ -76,7 +77,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
         ('heard = ["네.", "예."]', 'heard = ["네.", 1]', "answers 1: heard: must be a list"),
         ('heard = ["네.", "예."]', 'heard = ["?!"]', r"answers 1: heard: '\?!' holds no word"),
         ('heard = ["네.", "예."]', 'heard = ["네.", "네!"]', "answers 1: heard: '네!' is already heard by answers 1"),
-        ('unknown = "', "unknown = ", "line 9"),
+        ('unknown = "', "unknown = ", "line 10"),
     ],
 )
 def test_a_mistake_is_named_by_file_and_key(tmp_path: Path, old: str, new: str, complaint: str) -> None:

@@ -10,8 +10,11 @@ import pytest
 from app.audio import g711
 from app.audio.endpoint import Endpointer, EndpointOptions, SpeechPaused, SpeechStarted, SpeechStopped
 from app.audio.types import AudioFrame
+from app.services.ai_call.backlog import BacklogOptions
+from app.services.ai_call.completeness import EndpointWaits
 from app.services.ai_call.listening import Listener, ListenerOptions
-from app.services.ai_call.types import Event, Heard, RecogniserLost
+from app.services.ai_call.succession import Candidate, Succession, SuccessionOptions
+from app.services.ai_call.types import Event, Heard, RecogniserChanged, RecogniserLost
 from tests.conversation import VIRTUAL
 from tests.fakes import SILENT_BLOCK, LoudnessDetector, ScriptedStt, names_in, sound, stt_error
 
@@ -21,40 +24,63 @@ pytestmark = VIRTUAL
 class Ears:
     """A listener that runs, and a caller who makes sounds; each place of a sound is 100 ms and a word."""
 
-    def __init__(self, stt: ScriptedStt, options: ListenerOptions | None = None, **endpoint: int) -> None:
-        self.stt = stt
+    def __init__(
+        self,
+        *stts: ScriptedStt,
+        options: ListenerOptions | None = None,
+        succession: SuccessionOptions | None = None,
+        **endpoint: int,
+    ) -> None:
+        """Several recognisers: each is the successor of the one before."""
+        self.stt, self.stts = stts[0], stts
         self.posted: list[Event] = []
+        """But for the news of a recogniser that hears in another way: those are in `changes`."""
+        self.changes: list[RecogniserChanged] = []
         self.faults: list[str] = []
+        self.candidates = [Candidate(f"stt{number}", stt) for number, stt in enumerate(stts)]
         self.dropped: list[float] = []
         self.sent: list[AudioFrame] = []
         self.sounds = 0
         self.at_ms = 0
-        self.listener = Listener(
-            stt,
-            LoudnessDetector(),
-            Endpointer(EndpointOptions(**endpoint)),
-            self.posted.append,
-            rate=8000,
-            language="ko",
-            options=options,
-            on_fault=self.faults.append,
-            on_drop=self.dropped.append,
-        )
+        self._options, self._succession, self._endpoint = options, succession, endpoint
 
     async def __aenter__(self) -> "Ears":
+        self.listener = Listener(
+            Succession(
+                self.candidates,
+                asyncio.get_running_loop().time,
+                self._succession,
+                on_fault=lambda name, kind: self.faults.append(kind),
+            ),
+            LoudnessDetector(),
+            Endpointer(EndpointOptions(**self._endpoint)),
+            self._post,
+            rate=8000,
+            language="ko",
+            options=self._options,
+            on_drop=self.dropped.append,
+        )
         self.running = asyncio.get_running_loop().create_task(self.listener.run())
         return self
 
     async def __aexit__(self, *error: object) -> None:
         self.running.cancel()
         await asyncio.gather(self.running, return_exceptions=True)
-        assert self.stt.open_now == 0
+        assert not any(stt.open_now for stt in self.stts)
+        assert not any(candidate.calls for candidate in self.candidates)
+
+    def _post(self, event: Event) -> None:
+        if isinstance(event, RecogniserChanged):
+            self.changes.append(event)
+        else:
+            self.posted.append(event)
 
     async def says(self, *words: str) -> None:
         self.sounds += 1
         for place, word in enumerate(words):
             if word:
-                self.stt.words[self.sounds, place] = word
+                for stt in self.stts:
+                    stt.words[self.sounds, place] = word
             for _ in range(5):
                 await self._frame(sound(self.sounds, place))
 
@@ -93,15 +119,15 @@ class _Taped:
         self._tape.append(frame)
         await self._stream.send(frame)
 
-    async def pause(self) -> None:
+    async def pause(self, speech_ms: int) -> None:
         self._tape.append("pause")
 
     async def resume(self) -> None:
         self._tape.append("resume")
 
-    async def flush(self) -> None:
+    async def flush(self, speech_ms: int) -> None:
         self._tape.append("flush")
-        await self._stream.flush()
+        await self._stream.flush(speech_ms)
 
     def __aiter__(self) -> Any:
         return self._stream.__aiter__()
@@ -172,7 +198,7 @@ async def test_events_are_posted_in_order_and_any_cut_of_the_audio_gives_the_sam
         audio = g711.decode(SILENT_BLOCK * 10 + sound(1, 0) * 20 + SILENT_BLOCK * 30)
         for start in range(0, len(audio), 722):
             ears.listener.hear(AudioFrame(audio[start : start + 722], 8000))
-    assert ears.posted == [SpeechStarted(200), SpeechPaused(600), SpeechStopped(600, 400, 360)]
+    assert ears.posted == [SpeechStarted(200), SpeechPaused(600, 400), SpeechStopped(600, 400, 360)]
 
 
 # ---------------------------------------------------------------- keeping the recogniser open
@@ -189,8 +215,7 @@ async def test_a_stream_that_ends_after_each_final_is_opened_again_and_again() -
 
 
 async def test_words_said_while_the_stream_is_being_opened_again_are_heard() -> None:
-    options = ListenerOptions(reopen_s=(0.5, 0.5))
-    async with Ears(ScriptedStt(), options) as ears:
+    async with Ears(ScriptedStt(), succession=SuccessionOptions(reopen_s=(0.5, 0.5))) as ears:
         await ears.waits(1.0)
         ears.stt.breaks()
         await ears.says("아무도", "안", "듣나요")
@@ -250,7 +275,7 @@ async def test_a_recogniser_that_ends_at_once_is_given_up() -> None:
         @asynccontextmanager
         async def open(self, rate: int, language: str) -> AsyncIterator[Any]:
             async with super().open(rate, language) as stream:
-                await stream.flush()
+                await stream.flush(100)
                 yield stream
 
     async with Ears(Hasty(ends_after_final=True)) as ears:
@@ -302,20 +327,20 @@ async def test_an_hour_of_noises_leaves_nothing_behind(hears: Any) -> None:
             for _ in range(245):
                 ears.listener.hear(AudioFrame(g711.decode(SILENT_BLOCK), 8000))
             await asyncio.sleep(0.1)
-        listener = ears.listener
-        assert len(listener._unconfirmed) <= 1 + 5_000 / 20
-        assert len(listener._outbox) == 0
-        assert len(listener._preroll) <= 26
+        backlog = ears.listener._backlog
+        assert len(backlog._told) <= 2 + 5_100 / 20
+        assert len(backlog._waiting) == 0
+        assert len(ears.listener._preroll) <= 26
 
 
 async def test_what_a_successor_hears_again_is_bounded() -> None:
-    options = ListenerOptions(replay_ms=2_000, idle_replay_ms=1_000)
-    async with Ears(ScriptedStt(deaf=True), options) as ears:
+    options = ListenerOptions(backlog=BacklogOptions(keep_ms=2_000, idle_keep_ms=1_000))
+    async with Ears(ScriptedStt(deaf=True), options=options) as ears:
         for _ in range(10):
             await ears.says("말")
             await ears.waits(1.0)
-        cues = [item for item in ears.listener._unconfirmed if not isinstance(item, AudioFrame)]
-        assert len(ears.listener._unconfirmed) - len(cues) <= 2_000 / 20
+        told = ears.listener._backlog._told
+        assert sum(isinstance(item, AudioFrame) for item in told) <= 2_000 / 20
 
 
 async def test_the_error_of_a_send_reopens_as_well() -> None:
@@ -363,6 +388,151 @@ class Stuck(ScriptedStt):
 
 
 async def test_what_a_recogniser_does_not_take_is_bounded_and_counted() -> None:
-    async with Ears(Stuck(), ListenerOptions(replay_ms=1_000), max_utterance_ms=600_000) as ears:
+    async with Ears(
+        Stuck(), options=ListenerOptions(backlog=BacklogOptions(keep_ms=1_000)), max_utterance_ms=600_000
+    ) as ears:
         await ears.says(*["word"] * 50)
         assert 3_500 <= sum(ears.dropped) <= 4_500
+
+
+# ---------------------------------------------------------------- a successor takes over
+
+
+@pytest.mark.parametrize("first", ["speech", "everything"])
+@pytest.mark.parametrize("second", ["speech", "everything"])
+async def test_a_successor_hears_what_no_final_covered_and_nothing_twice(first: Any, second: Any) -> None:
+    async with Ears(ScriptedStt(hears=first), ScriptedStt(hears=second)) as ears:
+        await ears.waits(0.5)
+        await ears.says("하나", "둘")
+        await ears.waits(1.5)
+        assert ears.heard == ["하나 둘"]
+        await ears.says("셋", "넷")
+        ears.stts[0].dead = True
+        ears.stts[0].breaks()
+        await ears.says("다섯")
+        await ears.waits(1.5)
+        await ears.says("여섯")
+        await ears.waits(1.5)
+        assert " ".join(ears.heard).split() == ["하나", "둘", "셋", "넷", "다섯", "여섯"]
+        assert ears.stts[1].opened == 1
+        assert ears.candidates[1].calls == 1
+    ways = [first] if first == second else [first, second]
+    assert ears.changes == [RecogniserChanged(hears == "everything", 0) for hears in ways]
+
+
+async def test_an_utterance_that_ended_before_the_change_is_owed_by_the_successor() -> None:
+    async with Ears(ScriptedStt(hears="everything", deaf=True), ScriptedStt()) as ears:
+        await ears.says("하나")
+        await ears.waits(0.6)
+        await ears.says("둘")
+        await ears.waits(0.6)
+        ears.stts[0].dead = True
+        ears.stts[0].breaks()
+        await ears.waits(1.0)
+        assert ears.heard == ["하나", "둘"]
+    assert ears.changes == [RecogniserChanged(True, 0), RecogniserChanged(False, 2)]
+
+
+async def test_the_first_syllable_after_the_change_has_its_preroll() -> None:
+    second = Tape()
+    async with Ears(ScriptedStt(hears="everything"), second) as ears:
+        await ears.waits(1.0)
+        ears.stts[0].dead = True
+        ears.stts[0].breaks()
+        await ears.says("네")
+        await ears.waits(1.0)
+    frames = [item for item in second.tape if isinstance(item, AudioFrame)]
+    assert frames[0].at_ms == 1_000 - 300
+    assert ears.heard == ["네"]
+
+
+async def test_silence_that_was_held_back_goes_to_a_successor_that_hears_everything() -> None:
+    second = Tape(hears="everything")
+    async with Ears(ScriptedStt(), second) as ears:
+        await ears.waits(1.0)
+        ears.stts[0].dead = True
+        ears.stts[0].breaks()
+        await ears.waits(1.0)
+    at = [item.at_ms for item in second.tape if isinstance(item, AudioFrame)]
+    assert at == list(range(at[0], 2_000, 20)), "without a gap"
+    assert at[0] <= 1_000 - 300
+
+
+# ---------------------------------------------------------------- how long a pause may be
+
+
+class Guessing(ScriptedStt):
+    """Tells what it heard at each pause, as a local recogniser does, after `guess_s`."""
+
+    guesses = True
+    guess_s = 0.0
+
+    @asynccontextmanager
+    async def open(self, rate: int, language: str) -> AsyncIterator[Any]:
+        async with super().open(rate, language) as stream:
+
+            async def pause(speech_ms: int) -> None:
+                guess = stream._transcript(final=False)
+                asyncio.get_running_loop().call_later(self.guess_s, lambda: stream.results.put_nowait(guess))
+
+            stream.pause = pause  # type: ignore[method-assign]
+            yield stream
+
+
+@pytest.mark.parametrize(
+    ("words", "silence_ms"), [("예약해 주세요", 200), ("그냥", 360), ("예약하고 싶은데", EndpointWaits().continuing_ms)]
+)
+async def test_the_text_says_how_long_a_pause_may_be(words: str, silence_ms: int) -> None:
+    async with Ears(Guessing()) as ears:
+        await ears.says(*words.split())
+        await ears.waits(2.0)
+        assert ears.heard == [words]
+        assert [event.silence_ms for event in ears.posted if isinstance(event, SpeechStopped)] == [silence_ms]
+
+
+@pytest.mark.parametrize(("words", "silence_ms"), [("예약해 주세요", 520), ("예약하고 싶은데", 900)])
+async def test_words_that_come_late_still_say_how_long_a_pause_may_be(words: str, silence_ms: int) -> None:
+    stt = Guessing()
+    stt.guess_s = 0.5
+    async with Ears(stt) as ears:
+        await ears.says(*words.split())
+        await ears.waits(2.0)
+        assert [event.silence_ms for event in ears.posted if isinstance(event, SpeechStopped)] == [silence_ms]
+
+
+async def test_a_guess_that_never_comes_does_not_hold_the_turn_for_ever() -> None:
+    stt = Guessing()
+    stt.guess_s = 60.0
+    async with Ears(stt) as ears:
+        await ears.says("여보세요")
+        await ears.waits(2.0)
+        assert [event.silence_ms for event in ears.posted if isinstance(event, SpeechStopped)] == [1200]
+
+
+async def test_a_guess_of_an_earlier_pause_says_nothing_about_this_one() -> None:
+    class Late(Guessing):
+        @asynccontextmanager
+        async def open(self, rate: int, language: str) -> AsyncIterator[Any]:
+            async with super().open(rate, language) as stream:
+
+                async def pause(speech_ms: int) -> None:
+                    if not self.words.get((2, 0)):  # only the first pause is told of, when the second one is there
+                        guess = stream._transcript(final=False)
+                        asyncio.get_running_loop().call_later(0.5, lambda: stream.results.put_nowait(guess))
+
+                stream.pause = pause
+                yield stream
+
+    async with Ears(Late()) as ears:
+        await ears.says("예약해", "주세요")
+        await ears.waits(0.3)
+        await ears.says("내일")
+        await ears.waits(1.5)
+        assert [event.silence_ms for event in ears.posted if isinstance(event, SpeechStopped)] == [1200]
+
+
+async def test_the_time_to_the_final_counts_from_the_end_of_speech() -> None:
+    async with Ears(ScriptedStt(decode_s=0.1)) as ears:
+        await ears.says("하나")
+        await ears.waits(1.0)
+    assert ears.candidates[0].latency_ms() == (460, 460)

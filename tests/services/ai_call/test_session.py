@@ -8,11 +8,10 @@ from typing import Any, Literal
 import pytest
 
 from app.audio import g711
-from app.services.ai_call.listening import ListenerOptions
-from app.services.ai_call.phrases import canned_clips
+from app.services.ai_call.phrases import PHRASES, canned_clips
 from app.services.ai_call.turns import TurnRules
 from app.services.ai_call.types import Message, Phrase
-from tests.conversation import APOLOGY, GOODBYE, GREETING, NUDGE, VIRTUAL, Conversation, Echo
+from tests.conversation import APOLOGY, GOODBYE, GREETING, NUDGE, REPEAT, VIRTUAL, Conversation, Echo
 from tests.fakes import MemoryStore, ScriptedLlm, ScriptedStt, ToneTts, llm_error, tts_error
 
 pytestmark = VIRTUAL
@@ -74,7 +73,7 @@ async def test_an_answer_and_its_latencies() -> None:
 )
 async def test_ten_utterances_are_all_answered(stt: ScriptedStt) -> None:
     """Also by a recogniser whose stream ends with every final."""
-    call = Conversation(stt=stt, rules=TurnRules(vendor_ends_turn=stt.hears == "everything"))
+    call = Conversation(stt=stt)
     questions = [f"질문 {number} 입니다." for number in range(10)]
     for number, question in enumerate(questions):
         call.says(question, at=3.0 + 3 * number, for_s=0.8)
@@ -239,7 +238,7 @@ async def test_a_model_that_breaks_after_a_sentence() -> None:
 
 async def test_a_voice_that_breaks_in_the_middle_of_a_word() -> None:
     """What was voiced is heard, and nothing of it proves the sentence."""
-    call = asked(tts=ToneTts(faults=[None] * 4 + [tts_error()], fault_after_ms=430))
+    call = asked(tts=ToneTts(faults=[None] * len(PHRASES) + [tts_error()], fault_after_ms=430))
     call.hangs_up(at=11.0)
     await call.held()
     assert call.bot_said(GREETING, OPEN_AT, APOLOGY)
@@ -491,9 +490,9 @@ async def test_a_recogniser_slower_than_the_wait_is_answered_all_the_same() -> N
 
 async def test_speech_without_any_transcript_leads_to_a_question() -> None:
     call = asked(stt=ScriptedStt(deaf=True))
-    call.hangs_up(at=20.0)
+    call.hangs_up(at=26.0)
     await call.held()
-    assert call.bot_said(GREETING, NUDGE)
+    assert call.bot_said(GREETING, REPEAT, NUDGE)
 
 
 # ---------------------------------------------------------------- the store's faults, and ours
@@ -594,7 +593,7 @@ async def test_a_cancelled_session_still_winds_up() -> None:
 async def test_an_hour_long_call_leaves_nothing_behind() -> None:
     """150 questions, some with a cough over the answer; a recogniser that closes every three minutes."""
     rules = TurnRules(silence_ms=60_000, max_call_ms=7_200_000)
-    call = Conversation(rules=rules, frame_ms=200, listening=ListenerOptions(healthy_s=5.0))
+    call = Conversation(rules=rules, frame_ms=200)
     for number in range(150):
         at = 4.0 + 24 * number
         call.says(f"질문 {number} 입니다.", at=at, for_s=1.0)
@@ -617,7 +616,8 @@ def sizes(call: Conversation) -> dict[str, int]:
     kept: dict[str, int] = {}
     for part, names in (
         (call.line, ("_queue", "_flight", "_marks")),
-        (call.listener, ("_outbox", "_unconfirmed", "_preroll")),
+        (call.listener, ("_preroll",)),
+        (call.listener._backlog, ("_waiting", "_told")),
         (call.session, ("_timers",)),
     ):
         kept |= {name: len(getattr(part, name)) for name in names}

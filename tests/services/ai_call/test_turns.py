@@ -1,6 +1,6 @@
 """Who may speak now: each rule as a short script of events and the commands that must follow. No loop, no clock."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given, settings
@@ -21,6 +21,7 @@ from app.services.ai_call.types import (
     HungUp,
     KeyPressed,
     Pause,
+    RecogniserChanged,
     RecogniserLost,
     Remember,
     Reply,
@@ -32,6 +33,7 @@ from app.services.ai_call.types import (
     Say,
     SetTimer,
     Silence,
+    Timer,
     TimerFired,
 )
 
@@ -66,6 +68,10 @@ class Table:
         if final:
             events.append(Heard(Transcript(text, True, start, self.media_ms)))
         return self.acts(*events)
+
+    def vendor(self, ends_turn: bool = True) -> "Table":
+        self.on(RecogniserChanged(ends_turn, 0))
+        return self
 
     def greeted(self) -> "Table":
         self.on(Answered(), ReplyStarted(1), ReplySpoken(1, "안녕하세요."), ReplyDone(1))
@@ -313,9 +319,102 @@ def test_a_final_that_never_comes_does_not_hold_the_next_turn_up() -> None:
 
 
 def test_a_vendor_that_ends_turns_is_believed_at_once() -> None:
-    table = Table(vendor_ends_turn=True).greeted()
+    table = Table().greeted().vendor()
     table.on(SpeechStarted(100), SpeechPaused(1000))
     assert table.acts(Heard(Transcript("예약이요", True, 100, 1000))) == [Reply(2, "예약이요")]
+
+
+def test_a_vendors_final_that_is_plainly_unfinished_waits_for_its_rest() -> None:
+    table = Table().greeted().vendor()
+    commands = table.on(Heard(Transcript("내일 저녁에", True, 100, 1000)))
+    assert SetTimer("unfinished", 700) in commands
+    assert not any(isinstance(command, Reply) for command in commands)
+    assert DropTimer("unfinished") in table.on(SpeechStarted(1500))
+    assert table.acts(Heard(Transcript("예약해 주세요.", True, 1500, 2500))) == [Reply(2, "내일 저녁에 예약해 주세요.")]
+
+
+def test_a_vendors_final_that_stays_unfinished_is_answered_all_the_same() -> None:
+    table = Table().greeted().vendor()
+    table.on(Heard(Transcript("내일 저녁에", True, 100, 1000)))
+    assert table.acts(TimerFired("unfinished")) == [Reply(2, "내일 저녁에")]
+
+
+def test_noise_behind_an_unfinished_sentence_does_not_hold_it_for_ever() -> None:
+    table = Table().greeted().vendor()
+    table.on(Heard(Transcript("내일 저녁에", True, 100, 1000)), SpeechStarted(1500))
+    assert table.acts(TimerFired("unfinished")) == [], "the caller is speaking"
+    assert SetTimer("unfinished", 2_000) in table.on(SpeechStopped(1900, 300, 350))
+    assert table.acts(TimerFired("unfinished")) == [Reply(2, "내일 저녁에")]
+
+
+# ---------------------------------------------------------------- words that do not come
+
+
+@pytest.mark.parametrize("vendor", [False, True])
+def test_who_was_not_understood_is_asked_once_to_say_it_again(vendor: bool) -> None:
+    table = Table().greeted().vendor(vendor)
+    assert SetTimer("no_words", 5_000) in table.on(SpeechStarted(100), SpeechStopped(1000, 900, 350))
+    assert table.acts(TimerFired("transcript"), TimerFired("no_words")) == [Say(2, "repeat")]
+    table.on(ReplyDone(2), SpeechStarted(8000), SpeechStopped(9000, 900, 350))
+    assert table.acts(TimerFired("no_words")) == [], "once a turn"
+    assert table.acts(Heard(Transcript("예약이요", True, 8000, 9000))) == [Reply(3, "예약이요")]
+    table.on(ReplyDone(3), SpeechStarted(12000), SpeechStopped(13000, 900, 350))
+    assert table.acts(TimerFired("no_words")) == [Say(4, "repeat")]
+
+
+def test_a_short_noise_is_not_asked_about() -> None:
+    table = Table().greeted().vendor()
+    table.on(SpeechStarted(100), SpeechStopped(400, 200, 350))
+    assert table.acts(TimerFired("no_words")) == []
+
+
+def test_a_partial_whose_final_a_vendor_owes_for_ever_is_used() -> None:
+    table = Table().greeted().vendor()
+    table.on(SpeechStarted(100), Heard(Transcript("예약", False, 100, 900)), SpeechStopped(1000, 900, 350))
+    assert table.acts(TimerFired("no_words")) == [Reply(2, "예약")]
+    assert table.acts(Heard(Transcript("예약이요", True, 100, 1000))) == [], "too late, it was answered"
+
+
+def test_a_partial_that_stops_the_bot_after_the_speech_is_used_too() -> None:
+    table = Table().greeted().vendor()
+    table.on(Heard(Transcript("영업시간이요?", True, 100, 1000)), ReplyStarted(2))
+    table.on(SpeechStarted(3000), SpeechStopped(3900, 900, 350))
+    assert SetTimer("no_words", 5_000) in table.on(Heard(Transcript("잠깐만요", False, 3000, 3900)))
+    assert table.acts(TimerFired("no_words")) == [Reply(4, "영업시간이요? 잠깐만요")]
+
+
+def test_an_empty_final_of_ours_settles_what_was_noise() -> None:
+    table = Table().greeted()
+    table.on(SpeechStarted(100), SpeechStopped(1000, 900, 350))
+    assert DropTimer("no_words") in table.on(Heard(Transcript("", True, 100, 1000)))
+
+
+# ---------------------------------------------------------------- another recogniser takes over
+
+
+def test_what_the_lost_recogniser_owed_the_next_one_owes() -> None:
+    table = Table().greeted().vendor()
+    table.on(SpeechStarted(100), SpeechStopped(1000, 900, 350))
+    assert SetTimer("transcript", 2_000) in table.on(RecogniserChanged(False, 1))
+    table.on(SpeechStarted(3000), SpeechStopped(4000, 900, 350))
+    assert table.acts(Heard(Transcript("예약하려고", True, 100, 1000))) == [], "one is still owed"
+    assert table.acts(Heard(Transcript("하는데요", True, 3000, 4000))) == [Reply(2, "예약하려고 하는데요")]
+
+
+def test_a_vendor_that_takes_over_owes_nothing() -> None:
+    table = Table().greeted()
+    table.on(SpeechStarted(100), SpeechStopped(1000, 900, 350))
+    assert DropTimer("transcript") in table.on(RecogniserChanged(True, 1))
+    assert table.acts(Heard(Transcript("예약이요", True, 100, 1000))) == [Reply(2, "예약이요")]
+
+
+def test_words_that_waited_for_more_are_not_forgotten_by_the_change() -> None:
+    table = Table().greeted()
+    table.says("예약하려고요", final=False)
+    table.says("내일이요", final=False)
+    assert table.acts(Heard(Transcript("예약하려고요", True, 100, 1000))) == []
+    table.on(RecogniserChanged(True, 1))
+    assert table.acts(TimerFired("unfinished")) == [Reply(2, "예약하려고요")]
 
 
 def test_latencies_are_milliseconds_since_the_call_was_answered_by_one_clock() -> None:
@@ -468,9 +567,10 @@ events = st.one_of(
     st.builds(ReplyFailed, turns, st.just("llm_timeout")),
     st.builds(FirstToken, turns),
     st.builds(KeyPressed, st.just("1")),
-    st.builds(TimerFired, st.sampled_from(["pause", "transcript", "silence", "max_call", "closing"])),
+    st.builds(TimerFired, st.sampled_from(get_args(Timer))),
     st.builds(HangUpRequested, st.just("admin")),
     st.builds(HungUp, st.just("caller")),
+    st.builds(RecogniserChanged, st.booleans(), st.integers(0, 2)),
     st.builds(RecogniserLost, st.just("eof")),
 )
 
@@ -484,7 +584,8 @@ events = st.one_of(
 )
 def test_no_order_of_events_breaks_the_rules(script: list[Event], barge_in: str, vendor: bool) -> None:
     """One reply at most, the turn never falls, nothing after the end, an exchange once, a pause always undone."""
-    machine = TurnMachine(TurnRules(barge_in=barge_in, vendor_ends_turn=vendor))  # type: ignore[arg-type]
+    machine = TurnMachine(TurnRules(barge_in=barge_in))  # type: ignore[arg-type]
+    machine.handle(RecogniserChanged(vendor, 0), 0.0)
     turn, held, alive, remembered, ended = 0, False, False, set[int](), False
     for step, event in enumerate([Answered(), *script]):
         for command in machine.handle(event, step * 0.1):

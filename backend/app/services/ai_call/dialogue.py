@@ -1,6 +1,6 @@
 """The bot's own words, one file a language: `ko.toml` and `en.toml` beside this module, or in another folder.
 
-    greeting, nudge, apology, goodbye   spoken in a call
+    greeting, nudge, repeat, apology, goodbye   spoken in a call
     decline, cut_off                    spoken by the carrier, when there is no call (any more)
     system_prompt                       for the language model
     unknown, [[answers]]                what the scripted model says
@@ -23,7 +23,7 @@ from app.errors import ConfigError
 LANGUAGES = ("ko", "en")
 """The first one stands in where the language of a call is not known yet."""
 
-_TEXTS = ("greeting", "nudge", "apology", "goodbye", "decline", "cut_off", "system_prompt", "unknown")
+_TEXTS = ("greeting", "nudge", "repeat", "apology", "goodbye", "decline", "cut_off", "system_prompt", "unknown")
 _ANSWER_KEYS = frozenset({"heard", "say", "small_talk", "repeat"})
 _NOT_A_WORD = re.compile(r"[\W_]+")
 
@@ -43,6 +43,7 @@ class Answer:
 class Words:
     greeting: str
     nudge: str
+    repeat: str
     apology: str
     goodbye: str
     decline: str

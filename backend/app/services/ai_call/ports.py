@@ -6,6 +6,7 @@ model's words, a voice's audio) are async generators, always consumed under `con
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol, runtime_checkable
 
@@ -47,15 +48,18 @@ class SttStream(Protocol):
     async def send(self, frame: AudioFrame) -> None:
         """Where this leaves the process it is bounded by the adapter. Raises SttError, as do the others."""
 
-    async def pause(self) -> None:
-        """The caller may have finished: a local recogniser decodes now, on a guess. Others ignore it."""
+    async def pause(self, speech_ms: int) -> None:
+        """The caller may have finished, having spoken for `speech_ms` (pauses do not count): a recogniser of ours
+        decodes now, on a guess, and tells its text as a partial whose `end_ms` is the end of what it was sent.
+        Others ignore it."""
 
     async def resume(self) -> None:
         """The caller has not finished: what was guessed at the pause is worth nothing."""
 
-    async def flush(self) -> None:
-        """The caller's utterance is over. A recogniser that `hears` speech owes exactly one final for it, empty
-        where there were no words; one that hears everything ends utterances itself and ignores this."""
+    async def flush(self, speech_ms: int) -> None:
+        """The caller's utterance is over, with `speech_ms` of speech in it. A recogniser that `hears` speech owes
+        exactly one final for it, empty where there were no words; one that hears everything ends utterances itself and
+        ignores this."""
 
     def __aiter__(self) -> AsyncIterator[Transcript]: ...
 
@@ -85,6 +89,23 @@ class TextToSpeech(Protocol):
 
 
 @runtime_checkable
+class Guessing(Protocol):
+    """A recogniser that answers each `pause` with a partial whose `end_ms` covers it, empty where it cannot tell. The
+    endpointer waits for that text, since it says whether the sentence is whole."""
+
+    guesses: Literal[True]
+
+
+@runtime_checkable
+class Admitting(Protocol):
+    """A recogniser that knows how much it can take."""
+
+    @property
+    def full(self) -> bool:
+        """A further call would make those of now wait."""
+
+
+@runtime_checkable
 class Checkable(Protocol):
     """What a provider offers beside its work, where it can be told to be well or ill."""
 
@@ -101,6 +122,29 @@ class CallStore(Protocol):
 
     async def close_call(self, call_sid: str, reason: EndReason, at: datetime) -> None:
         """The first end counts; a second one is a no-op."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What serves from now on, instead of what the settings name. `before` is what served until then; `setting` what
+    the setting said at that moment; `why` is for people."""
+
+    value: str
+    before: str
+    setting: str
+    why: str
+    changed_at: datetime
+    version: int = 0
+
+
+class ChoiceStore(Protocol):
+    """Choices made while running, shared by all workers. Raises ProviderError."""
+
+    async def get(self, name: str) -> Choice | None: ...
+
+    async def put(self, name: str, choice: Choice) -> Choice | None:
+        """Store it in place of `choice.version` (0: of none); None where another worker was faster. Returns it with
+        its new version."""
 
 
 class SessionRegistry(Protocol):

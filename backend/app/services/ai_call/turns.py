@@ -19,6 +19,7 @@ from typing import Literal
 
 from app.audio.endpoint import SpeechPaused, SpeechResumed, SpeechStarted, SpeechStopped
 from app.audio.types import Transcript
+from app.services.ai_call.completeness import Completeness, completeness
 from app.services.ai_call.types import (
     Answered,
     Command,
@@ -34,6 +35,7 @@ from app.services.ai_call.types import (
     KeyPressed,
     Pause,
     Phrase,
+    RecogniserChanged,
     RecogniserLost,
     Remember,
     Reply,
@@ -45,6 +47,7 @@ from app.services.ai_call.types import (
     Say,
     SetTimer,
     Silence,
+    Timer,
     TimerFired,
     TurnLatency,
 )
@@ -61,13 +64,15 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class TurnRules:
-    """`vendor_ends_turn`: the recogniser ends utterances itself and its final ends the turn; otherwise our
-    endpointer does and one final is owed for each utterance it ended. `pause_ms`: the bot is not held longer than
-    that by sound in which no word was found, such as a television."""
+    """`unfinished_ms`: so long a plainly unfinished sentence waits for its rest where the recogniser ended it.
+    `no_words_ms`: after so long without words for speech of `no_words_speech_ms` the caller is asked to say it again.
+    `pause_ms`: the bot is not held longer than that by sound in which no word was found, such as a television."""
 
     barge_in: BargeIn = "words"
-    vendor_ends_turn: bool = False
     transcript_wait_ms: int = 2_000
+    unfinished_ms: int = 700
+    no_words_ms: int = 5_000
+    no_words_speech_ms: int = 500
     silence_ms: int = 10_000
     nudges: int = 2
     max_call_ms: int = 1_800_000
@@ -108,7 +113,12 @@ class TurnMachine:
         self._speaking = False
         self._words: list[str] = []
         self._partial = ""
+        self._vendor_ends_turn = False
+        """The recogniser ends utterances itself and its final ends the turn; otherwise our endpointer does, and one
+        final is owed for each utterance it ended."""
         self._finals_owed = 0
+        self._asked_again = False
+        self._speech_ms = 0
         self._last_speech_ms = 0
         self._used_until_ms = 0
         """Media time up to which a partial stood in for the final; a final of before is stale."""
@@ -136,6 +146,8 @@ class TurnMachine:
                 return self._hung_up(reason)
             case HangUpRequested(reason):
                 return self._hang_up_requested(reason)
+            case RecogniserChanged(vendor_ends_turn, owed):
+                return self._recogniser_changed(vendor_ends_turn, owed)
             case RecogniserLost():
                 return self._goodbye("stt_down")
             case TimerFired(timer):
@@ -165,12 +177,13 @@ class TurnMachine:
                 self._speaking = False
                 self._last_speech_ms = round(at_ms + silence_ms)  # a recogniser was given the silence, too
                 self._speech_end = ms - round(silence_ms)
-                return self._speech_stopped()
+                return self._speech_stopped(event.speech_ms)
             case Heard(transcript):
                 return self._heard_final(transcript, ms) if transcript.final else self._heard_partial(transcript)
 
     def _speech_started(self) -> list[Command]:
-        commands: list[Command] = [DropTimer("silence"), DropTimer("transcript")]
+        timers: tuple[Timer, ...] = ("silence", "transcript", "unfinished", "no_words")
+        commands: list[Command] = [DropTimer(timer) for timer in timers]
         if self.phase is not Phase.REPLYING:
             return commands
         match self.rules.barge_in:
@@ -182,16 +195,36 @@ class TurnMachine:
                 self._talked_over = True
                 return commands
 
-    def _speech_stopped(self) -> list[Command]:
+    def _speech_stopped(self, speech_ms: int) -> list[Command]:
         if self._talked_over:
             self._talked_over = False
             ended_before = self._speech_end is not None and self._speech_end <= self._done_at
             if self.phase is Phase.REPLYING or ended_before:  # else the caller went on when the bot had ended
                 self._ignored_until_ms = self._last_speech_ms
-        if self.rules.vendor_ends_turn:  # its final comes when it comes, or never: then it was noise
-            return [SetTimer("silence", self.rules.silence_ms)] if self.phase is Phase.LISTENING else []
+        self._speech_ms = speech_ms
+        commands: list[Command] = []
+        if self.phase is Phase.LISTENING:
+            commands.append(SetTimer("no_words", self.rules.no_words_ms))
+        if self._vendor_ends_turn:  # its final comes when it comes, or never: then it was noise
+            if self._words:  # a sentence that was held back for its rest is not held back for ever
+                commands.append(SetTimer("unfinished", self.rules.transcript_wait_ms))
+            elif self.phase is Phase.LISTENING:
+                commands.append(SetTimer("silence", self.rules.silence_ms))
+            return commands
         self._finals_owed += 1
-        return [SetTimer("transcript", self.rules.transcript_wait_ms)]
+        return [*commands, SetTimer("transcript", self.rules.transcript_wait_ms)]
+
+    def _recogniser_changed(self, vendor_ends_turn: bool, owed: int) -> list[Command]:
+        """What the lost one owed, the new one owes now; or it ends turns in its own way."""
+        self._vendor_ends_turn = vendor_ends_turn
+        self._finals_owed = 0 if vendor_ends_turn else owed
+        if self.phase is Phase.CLOSING or self._speaking:
+            return []
+        if vendor_ends_turn and self._words:
+            return [DropTimer("transcript"), SetTimer("unfinished", self.rules.transcript_wait_ms)]
+        if self._finals_owed:
+            return [SetTimer("transcript", self.rules.transcript_wait_ms)]
+        return [DropTimer("transcript")]
 
     def _heard_partial(self, transcript: Transcript) -> list[Command]:
         used = 0 < transcript.end_ms <= self._used_until_ms
@@ -199,7 +232,10 @@ class TurnMachine:
             return []
         self._partial = transcript.text.strip()
         # words are proof enough of an interruption: the final is not waited for
-        return self._interrupted() if self.phase is Phase.REPLYING else []
+        commands = self._interrupted() if self.phase is Phase.REPLYING else []
+        if self._vendor_ends_turn and not self._speaking:  # should its final never come, nothing else would
+            commands.append(SetTimer("no_words", self.rules.no_words_ms))
+        return commands
 
     def _heard_final(self, transcript: Transcript, ms: int) -> list[Command]:
         if 0 < transcript.end_ms <= self._used_until_ms:
@@ -208,11 +244,15 @@ class TurnMachine:
         text = "" if self._ignored(transcript) else transcript.text.strip()
         self._partial = ""
         commands: list[Command] = []
+        if text or not self._vendor_ends_turn:
+            commands.append(DropTimer("no_words"))
         if text:
             if self.phase is Phase.REPLYING:
                 commands += self._interrupted()
             self._words.append(text)
             self._final_at = ms
+            if self._vendor_ends_turn and completeness(text) is Completeness.CONTINUING:
+                return [*commands, DropTimer("silence"), SetTimer("unfinished", self.rules.unfinished_ms)]
         return commands + self._end_of_turn(only_noise=not text and bool(self._words))
 
     def _ignored(self, transcript: Transcript) -> bool:
@@ -221,9 +261,9 @@ class TurnMachine:
     def _end_of_turn(self, *, only_noise: bool = False) -> list[Command]:
         """Answer, if the caller is done; otherwise go on with what the noise interrupted. `only_noise`: an utterance
         without words followed the words, so sound that goes on is no reason to wait any longer."""
-        if not self.rules.vendor_ends_turn and (self._finals_owed or (self._speaking and not only_noise)):
+        if not self._vendor_ends_turn and (self._finals_owed or (self._speaking and not only_noise)):
             return []
-        commands: list[Command] = [DropTimer("transcript")]
+        commands: list[Command] = [DropTimer("transcript"), DropTimer("unfinished")]
         if self._words:
             return commands + self._reply()
         if self.phase is Phase.REPLYING:
@@ -234,6 +274,7 @@ class TurnMachine:
         user = " ".join(self._words)
         self._words.clear()
         self._nudges = 0
+        self._asked_again = False
         self.turn += 1
         self.phase = Phase.REPLYING
         self._answer = _Answer(user=user, speech_end=self._speech_end, final=self._final_at)
@@ -333,6 +374,8 @@ class TurnMachine:
         return [
             DropTimer("silence"),
             DropTimer("transcript"),
+            DropTimer("unfinished"),
+            DropTimer("no_words"),
             SetTimer("closing", self.rules.closing_ms),
             *self._go_on(),
             Say(self.turn, "goodbye"),
@@ -382,7 +425,20 @@ class TurnMachine:
                 return self._say("nudge") if self._nudges <= self.rules.nudges else self._goodbye("silence")
             case "transcript" if self.phase is not Phase.CLOSING and not self._speaking:
                 return self._finals_overdue()
+            case "unfinished" if self.phase is Phase.LISTENING and self._words and not self._speaking:
+                return self._end_of_turn()
+            case "no_words" if self.phase is Phase.LISTENING and not self._speaking:
+                return self._without_words()
         return []
+
+    def _without_words(self) -> list[Command]:
+        """Something was said and no final came: what there is of it is answered, or the caller is asked once more."""
+        if self._partial or self._words:
+            return self._finals_overdue()
+        if self._asked_again or self._speech_ms < self.rules.no_words_speech_ms:
+            return []
+        self._asked_again = True
+        return self._say("repeat")
 
     def _finals_overdue(self) -> list[Command]:
         """The finals owed did not come in time: the partial, if there is one, stands for them, and they are stale

@@ -12,10 +12,10 @@ from typing import Literal
 from app.audio.endpoint import SpeechPaused, SpeechResumed, SpeechStarted, SpeechStopped
 from app.audio.types import AudioFrame, Transcript
 
-Phrase = Literal["greeting", "nudge", "apology", "goodbye"]
+Phrase = Literal["greeting", "nudge", "repeat", "apology", "goodbye"]
 """The bot's own sentences, rendered before they are needed so that a dead voice can still be heard."""
 
-Timer = Literal["pause", "transcript", "silence", "max_call", "closing"]
+Timer = Literal["pause", "transcript", "unfinished", "no_words", "silence", "max_call", "closing"]
 
 EndReason = Literal[
     "caller",  # the caller hung up
@@ -132,6 +132,15 @@ class ReplyFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class RecogniserChanged:
+    """Who ends the caller's turn from now on: the recogniser with its final (`vendor_ends_turn`), or our endpointer.
+    `owed`: utterances that have ended and whose finals the recogniser of now still owes us."""
+
+    vendor_ends_turn: bool
+    owed: int
+
+
+@dataclass(frozen=True, slots=True)
 class RecogniserLost:
     """The recogniser could not be reopened: the bot is deaf."""
 
@@ -173,6 +182,7 @@ Event = (
     | ReplySpoken
     | ReplyDone
     | ReplyFailed
+    | RecogniserChanged
     | RecogniserLost
     | TimerFired
     | HangUpRequested
