@@ -16,6 +16,7 @@ from app.audio.types import AudioFrame
 from app.audio.vad import SileroModel, load_silero
 from app.log import configure_logging
 from app.services.ai_call.listening import Listener
+from app.services.ai_call.succession import Candidate, Succession
 from app.telephony.media_stream import MediaStream
 from app.telephony.twilio_line import LineOptions, TwilioLine
 from bench.run import OURS, measure
@@ -142,7 +143,7 @@ class _DeafDetector:
 def _ears_us(pcm: bytes) -> float:
     listeners = [
         Listener(
-            InstantStt(),
+            Succession([Candidate("instant", InstantStt())], lambda: 0.0),
             _DeafDetector(),
             Endpointer(EndpointOptions()),
             lambda event: None,

@@ -15,7 +15,8 @@ import uvloop
 
 from app.config import load_settings
 from app.log import configure_logging
-from app.server import Server, listen
+from app.server import Server
+from app.serving import listen
 from app.wiring import open_services
 from bench import machine
 from bench.stubs import instant_providers

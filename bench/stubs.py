@@ -30,13 +30,13 @@ class _InstantStream:
     async def send(self, frame: AudioFrame) -> None:
         self._end_ms = frame.at_ms + round(frame.duration_ms)
 
-    async def pause(self) -> None:
+    async def pause(self, speech_ms: int) -> None:
         pass
 
     async def resume(self) -> None:
         pass
 
-    async def flush(self) -> None:
+    async def flush(self, speech_ms: int) -> None:
         self._finals.put_nowait(Transcript("영업시간이 어떻게 되나요?", True, self._start_ms, self._end_ms))
         self._start_ms = self._end_ms
 
@@ -64,4 +64,4 @@ class InstantTts:
 
 
 def instant_providers() -> Providers:
-    return Providers(InstantStt(), InstantLlm(), InstantTts())
+    return Providers.of(InstantStt(), InstantLlm(), InstantTts())

@@ -25,7 +25,8 @@ from uvicorn._types import ASGI3Application
 from app.audio.vad import SpeechDetector
 from app.config import Settings
 from app.providers import Providers
-from app.server import Server, listen
+from app.server import Server
+from app.serving import listen
 from app.simulator.options import Parties, PhoneOptions
 from app.wiring import Services, open_services
 

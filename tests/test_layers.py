@@ -26,13 +26,20 @@ MAY_IMPORT = {
     "services.ai_call.language": "",
     "services.ai_call.sentences": "",
     "services.ai_call.dialogue": "errors",
-    "services.ai_call.turns": "audio .types",
+    "services.ai_call.completeness": "",
+    "services.ai_call.turns": "audio .types .completeness",
+    "services.ai_call.breaker": "",
+    "services.ai_call.backlog": "audio",
+    "services.ai_call.in_use": "",
     "services.ai_call.prompt": ".types .language",
     # a call's parts, each over protocols only
     "services.ai_call.registry": ".types",
     "services.ai_call.recorder": "errors .types .ports",
     "services.ai_call.phrases": "errors audio .types .ports .dialogue",
-    "services.ai_call.listening": "errors audio .types .ports",
+    "services.ai_call.succession": ".breaker .ports",
+    "services.ai_call.preflight": "errors audio .ports",
+    "services.ai_call.recognition": "errors .ports .in_use .preflight .succession",
+    "services.ai_call.listening": "errors audio .types .ports .completeness .backlog .succession",
     "services.ai_call.speaking": "errors .types .ports .sentences .phrases",
     "services.ai_call.session": (
         "clock metrics audio .types .ports .language .dialogue .turns .prompt .recorder .listening .speaking"
@@ -41,6 +48,14 @@ MAY_IMPORT = {
     "services.ai_call.readiness": "errors",
     # the vendors: never each other, never a call
     "services.ai_call.local_stt": "errors audio asr .types .ports",
+    "services.ai_call.remote_client": "errors",
+    "services.ai_call.remote_stt": "errors audio .remote_client",
+    "services.ai_call.rtzr_stt_service": "errors",
+    "services.ai_call.rtzr_stt_realtime": "errors audio .rtzr_stt_service",
+    "services.ai_call.google_client": "errors",
+    "services.ai_call.google_stt": "errors audio .google_client",
+    "services.ai_call.stt_service": "errors .google_client",
+    "services.ai_call.audio_processor": "errors audio .stt_service",
     "services.ai_call.ollama_llm": "errors .types",
     "services.ai_call.scripted_llm": ".types .language .dialogue",
     "services.ai_call.elevenlabs_tts": "errors audio .language",
@@ -48,34 +63,41 @@ MAY_IMPORT = {
     "services.ai_call.espeak_tts": "errors audio .language .sentences .espeak_worker",
     # the outside: telephone and disk; neither knows a session
     "telephony": "errors audio .types telephony",
-    "db": "errors .types db",
+    "db": "errors .types .ports db",
     "migrations": "db",
     # a phone in software: of the server it knows how Twilio signs, and a voice
     "simulator": "errors audio telephony.signature .espeak_tts simulator",
     # the top
     "config": "errors",
     "providers": (
-        "config errors clock asr .ports .dialogue .local_stt .ollama_llm .scripted_llm .elevenlabs_tts .espeak_tts"
+        "config errors clock hearing asr .ports .in_use .recognition .dialogue .local_stt .remote_stt .rtzr_stt_service"
+        " .rtzr_stt_realtime .google_client .google_stt .stt_service .audio_processor"
+        " .ollama_llm .scripted_llm .elevenlabs_tts .espeak_tts"
     ),
-    "wiring": "config errors clock metrics background audio telephony db providers services.ai_call",
-    "api": "errors clock metrics .types db.call_store telephony wiring api",
+    "wiring": "config errors clock hearing metrics background audio telephony db providers services.ai_call",
+    "api": "errors clock metrics .types .recognition db.call_store telephony wiring api",
     "start_table": "wiring",
     "main": "errors api wiring",
-    "server": "config errors main wiring",
-    "cli": "config errors log server start_table wiring simulator.command",
+    "hearing": "config audio asr",
+    "serving": "errors",
+    "server": "config main serving wiring",
+    "asr_service": "config background clock hearing audio asr serving",
+    "cli": "config errors log server asr_service asr.models start_table wiring simulator.command",
     "__main__": "cli",
 }
 """By module or package: the modules and packages it may import. `.name` is services.ai_call.name."""
 
 PURE = (
     *("services.ai_call.types", "services.ai_call.turns", "services.ai_call.sentences", "services.ai_call.prompt"),
+    *("services.ai_call.completeness", "services.ai_call.breaker", "services.ai_call.backlog"),
+    *("services.ai_call.succession", "asr.gates", "asr.windows", "asr.inventions", "asr.pieces", "audio.timeline"),
     *("services.ai_call.language", "audio.types", "audio.endpoint", "audio.chunker", "audio.g711"),
     *("telephony.media_stream", "telephony.twiml", "telephony.signature", "telephony.stream_token"),
     *("simulator.playout", "simulator.wire"),
 )
 IMPURE = {"asyncio", "threading", "socket", "os", "time", "random", "httpx", "sqlalchemy", "starlette", "fastapi"}
 
-KNOWS_CONFIG = {"cli", "server", "wiring", "providers"}
+KNOWS_CONFIG = {"cli", "server", "asr_service", "hearing", "wiring", "providers"}
 
 SENDS = {"telephony.twilio_line"}
 CLOSES = {
@@ -86,15 +108,18 @@ CLOSES = {
 TASK_OWNERS = {"group", "self._group", "self._calls"}
 READS_ENVIRONMENT = {
     "config",
+    "asr.worker_link",  # what its child inherits
     "migrations.env",  # Alembic's own command line
     "services.ai_call.espeak_tts",  # what its worker inherits
     "simulator.command",  # a caller's credentials, on another machine
 }
 CATCHES_ALL = {
-    "asr.engine": "_work",  # a thread: the error goes to whoever waits
+    "asr.engine": "_decode",  # a thread: the error goes to whoever waits
     "asr.hub_download": "main",  # a process of its own
     "asr.recogniser": "load warm_up",  # CTranslate2 raises anything
+    "asr.worker_child": "load decode",  # a process of its own
     "background": "_guarded",
+    "services.ai_call.google_stt": "_open_leg",  # and raises it again
     "services.ai_call.espeak_tts": "start",  # and raises it again
     "services.ai_call.readiness": "_check",
     "services.ai_call.session": "run _guarded",

@@ -76,7 +76,7 @@ CURES = (
         (
             Without(
                 f"{APP}/services/ai_call/listening.py",
-                "            await asyncio.sleep(self._options.reopen_s[failures])\n",
+                "            await asyncio.sleep(wait_s)\n            self._begin_again()\n",
                 "            return\n",
             ),
         ),
@@ -85,7 +85,7 @@ CURES = (
     Cure(
         ONE_ANSWER,
         "a stream that gave words was no failure",
-        (Without(f"{APP}/services/ai_call/listening.py", "if self._useful or loop.time()", "if loop.time()"),),
+        (Without(f"{APP}/services/ai_call/succession.py", "if end.useful or end.lived_s >=", "if end.lived_s >="),),
         f"{OLD_FAULTS}::test_ten_utterances_are_answered_by_a_recogniser_that_stops_after_each",
     ),
     Cure(
@@ -93,7 +93,7 @@ CURES = (
         "the recogniser begins each utterance afresh",
         (
             Without(
-                f"{APP}/services/ai_call/local_stt.py",
+                f"{APP}/asr/stream.py",
                 "        self._begin()\n        self._changed.set()\n",
                 "        self._changed.set()\n",
             ),

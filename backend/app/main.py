@@ -3,7 +3,7 @@
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from app.api import calls, health, twilio
+from app.api import calls, health, providers, twilio
 from app.errors import ProviderError
 from app.wiring import Services
 
@@ -20,6 +20,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(ProviderError, _unavailable)
     app.include_router(health.router)
     app.include_router(calls.router)
+    app.include_router(providers.router)
     app.include_router(twilio.router)
     return app
 

@@ -33,6 +33,25 @@ class Metrics:
             ["component", "kind"],
             registry=registry,
         )
+        self.recogniser_faults = Counter(
+            "malgil_recogniser_faults",
+            "Streams of a recogniser that failed or ended before their time.",
+            ["recogniser", "kind"],
+            registry=registry,
+        )
+        self.final_seconds = Histogram(
+            "malgil_final_seconds",
+            "End of speech to its final words, by recogniser.",
+            ["recogniser"],
+            buckets=TURN_BUCKETS,
+            registry=registry,
+        )
+        self.engine = Gauge(
+            "malgil_recogniser_engine",
+            "Of our own recogniser: decodes, batches, redecodes, refused since the start; queued now.",
+            ["figure"],
+            registry=registry,
+        )
         self.audio_dropped = Counter(
             "malgil_audio_dropped_ms", "Audio given up, in milliseconds.", ["direction"], registry=registry
         )

@@ -1,25 +1,28 @@
-"""The recogniser, the model and the voice that the settings name: each opened by one function, all on this page.
+"""The recognisers, models and voices that there are: each opened by one function, all on this page.
 
 A vendor's module is imported inside its function, so that one that is not used costs nothing at the start. A new
 provider is one file of its own and a few lines here (docs/add-a-provider.md).
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Self
 
 import structlog
 
-from app.asr.engine import EngineOptions
-from app.asr.models import ModelOptions, ModelShelf
+from app.asr.models import ModelShelf
 from app.clock import utc_now
-from app.config import Settings
+from app.config import Settings, SttName
 from app.errors import ConfigError, LlmError, TtsError
+from app.hearing import model_options, stream_options
 from app.services.ai_call.dialogue import LANGUAGES, Dialogue
-from app.services.ai_call.local_stt import LocalStt, LocalSttOptions
+from app.services.ai_call.google_client import GoogleOptions
+from app.services.ai_call.in_use import InUse
 from app.services.ai_call.ports import LanguageModel, SpeechToText, TextToSpeech
+from app.services.ai_call.recognition import Opened, Recogniser, Work
 
 log = structlog.get_logger(__name__)
 
@@ -28,42 +31,40 @@ PROBE_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class InUse:
-    """A row of the start table: what serves, why, and what to set for better."""
-
-    name: str
-    why: str
-    better: str = ""
-
-
-Row = Callable[[], InUse]
-Chore = Callable[[], Coroutine[Any, Any, None]]
-
-
-@dataclass(frozen=True, slots=True)
 class Providers:
-    """The outside services of a conversation, open. `rows` says which they are, for people; `chores` is work of
-    theirs that goes on behind the first calls."""
+    """The outside services of a conversation: the recognisers that there could be, a model and a voice, open. `llm_row`
+    and `tts_row` say which they are, for people; `chores` is work of theirs that goes on behind the first calls."""
 
-    stt: SpeechToText
+    recognisers: Sequence[Recogniser]
     llm: LanguageModel
     tts: TextToSpeech
-    rows: Callable[[], Mapping[str, InUse]] = dict
-    chores: Sequence[Chore] = ()
+    llm_row: InUse | None = None
+    tts_row: InUse | None = None
+    chores: Sequence[Work] = ()
+
+    @classmethod
+    def of(cls, stt: SpeechToText, llm: LanguageModel, tts: TextToSpeech) -> Self:
+        """These three, whatever the settings name."""
+
+        async def opened() -> Opened:
+            return Opened(stt, lambda: InUse(stt.name, ""))
+
+        return cls([Recogniser(name, (), opened) for name in RECOGNISERS], llm, tts)
 
 
 async def open_providers(settings: Settings, dialogue: Dialogue, stack: AsyncExitStack) -> Providers:
-    """Raises ConfigError. `stack` closes them."""
-    stt, stt_row, stt_chore = await RECOGNISERS[settings.stt_provider](settings, stack)
+    """Raises ConfigError. `stack` closes them, and the recognisers that are opened later."""
     llm, llm_row = await MODELS[settings.llm_provider](settings, dialogue, stack)
     tts, tts_row = await VOICES[settings.voice](settings, stack)
-    return Providers(
-        stt,
-        llm,
-        tts,
-        rows=lambda: {"stt": stt_row(), "llm": llm_row, "tts": tts_row},
-        chores=(stt_chore, lambda: _warm_up(llm)),
-    )
+    return Providers(recognisers(settings, stack), llm, tts, llm_row, tts_row, chores=(lambda: _warm_up(llm),))
+
+
+def recognisers(settings: Settings, stack: AsyncExitStack) -> list[Recogniser]:
+    """All that there are, none of them open."""
+    return [
+        Recogniser(name, settings.missing(name), functools.partial(opener, settings, stack))
+        for name, opener in RECOGNISERS.items()
+    ]
 
 
 async def _warm_up(llm: LanguageModel) -> None:
@@ -79,24 +80,86 @@ async def _warm_up(llm: LanguageModel) -> None:
 # ---------------------------------------------------------------- recognisers
 
 
-async def _open_local(settings: Settings, stack: AsyncExitStack) -> tuple[SpeechToText, Row, Chore]:
-    options = ModelOptions(
-        name=settings.model_name,
-        device=settings.device,
-        compute_type=settings.compute_type,
-        development=settings.development,
-        no_speech_threshold=settings.no_speech_threshold,
-        engine=EngineOptions(beam=settings.beam_size),
-    )
-    shelf = await stack.enter_async_context(ModelShelf(options, lambda: utc_now().timestamp()))
-    stt = LocalStt(shelf, LocalSttOptions(partial_ms=settings.partial_flush_ms))
+async def _open_local(settings: Settings, stack: AsyncExitStack) -> Opened:
+    from app.services.ai_call.local_stt import LocalStt
+
+    shelf = await stack.enter_async_context(ModelShelf(model_options(settings), lambda: utc_now().timestamp()))
 
     def row() -> InUse:
         status = shelf.status  # it changes while a better model is fetched
         name = f"local: faster-whisper, model {status.name}, {status.device}, {status.compute_type}"
         return InUse(name, status.note, "MODEL_NAME=small, or a folder with a model" if status.demo else "")
 
-    return stt, row, shelf.fetch
+    def figures() -> dict[str, float]:
+        engine = shelf.engine
+        return {
+            "decodes": engine.decodes,
+            "batches": engine.batches,
+            "redecodes": engine.redecodes,
+            "refused": engine.refused,
+            "queued": engine.queue_depth,
+        }
+
+    return Opened(LocalStt(shelf, stream_options(settings)), row, shelf.fetch, figures)
+
+
+async def _open_remote(settings: Settings, stack: AsyncExitStack) -> Opened:
+    from app.services.ai_call.remote_stt import RemoteOptions, RemoteStt
+
+    options = RemoteOptions(settings.asr_url, settings.asr_api_key.get_secret_value())
+    if settings.stt_fallback:  # a successor is there at once, a service that is starting is not
+        options = replace(options, patience_s=0.0)
+    return _opened(RemoteStt(options), f"remote: our recogniser at {settings.asr_url}")
+
+
+async def _open_rtzr(settings: Settings, stack: AsyncExitStack) -> Opened:
+    from app.services.ai_call.rtzr_stt_realtime import RtzrStt
+    from app.services.ai_call.rtzr_stt_service import RtzrOptions, RtzrSttService, parse_keywords
+
+    service = RtzrSttService(
+        RtzrOptions(
+            client_id=settings.rtzr_client_id,
+            client_secret=settings.rtzr_client_secret.get_secret_value(),
+            api_base=settings.rtzr_api_base,
+            keywords=parse_keywords(settings.rtzr_keywords),
+            epd_s=settings.rtzr_epd_time,
+        )
+    )
+    stack.push_async_callback(service.aclose)
+    return _opened(RtzrStt(service), "rtzr: RTZR streaming")
+
+
+async def _open_google(settings: Settings, stack: AsyncExitStack) -> Opened:
+    from app.services.ai_call.google_stt import GoogleStt
+
+    stt = GoogleStt(google_options(settings))
+    stack.push_async_callback(stt.aclose)
+    return _opened(stt, "google: Google streaming")
+
+
+async def _open_legacy(settings: Settings, stack: AsyncExitStack) -> Opened:
+    from app.services.ai_call.audio_processor import LegacyStt
+    from app.services.ai_call.stt_service import BatchTranscriber, GoogleBatch, OpenAiBatch, OpenAiOptions, STTService
+
+    batch: BatchTranscriber
+    if settings.stt_batch_provider == "openai":
+        key = settings.openai_api_key.get_secret_value()
+        batch = OpenAiBatch(OpenAiOptions(key, settings.openai_base_url, settings.openai_stt_model))
+    else:
+        batch = GoogleBatch(google_options(settings))
+    service = STTService(batch)
+    stack.push_async_callback(service.aclose)
+    return _opened(LegacyStt(service), f"legacy: half a second of silence, then one request to {batch.name}")
+
+
+def _opened(stt: SpeechToText, name: str) -> Opened:
+    return Opened(stt, lambda: InUse(name, f"STT_PROVIDER={stt.name}"))
+
+
+def google_options(settings: Settings) -> GoogleOptions:
+    return GoogleOptions(
+        settings.google_application_credentials, settings.google_speech_endpoint, settings.google_speech_model
+    )
 
 
 # ---------------------------------------------------------------- models
@@ -167,7 +230,13 @@ def _language(settings: Settings) -> str:
     return settings.lang_hint if settings.lang_hint in LANGUAGES else LANGUAGES[0]
 
 
-RECOGNISERS = {"local": _open_local}
+RECOGNISERS: Mapping[SttName, Callable[[Settings, AsyncExitStack], Awaitable[Opened]]] = {
+    "local": _open_local,
+    "remote": _open_remote,
+    "rtzr": _open_rtzr,
+    "google": _open_google,
+    "legacy": _open_legacy,
+}
 MODELS = {"ollama": _open_ollama, "scripted": _open_scripted}
 VOICES = {"elevenlabs": _open_elevenlabs, "espeak": _open_espeak}
 """By the names that STT_PROVIDER, LLM_PROVIDER and TTS_PROVIDER take."""

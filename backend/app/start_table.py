@@ -13,7 +13,7 @@ LABELS = {"stt": "recogniser", "llm": "model", "tts": "voice"}
 def start_table(services: Services) -> str:
     settings = services.settings
     lines = ["", f"  Malgil listens on {settings.host} port {settings.port}  ({settings.app_env})", ""]
-    for kind, row in services.providers.rows().items():
+    for kind, row in services.in_use.items():
         lines.append(f"  {LABELS[kind]:<11} {row.name}")
         if row.why:
             lines.append(f"  {'':<11} because: {row.why}")
@@ -42,6 +42,6 @@ def _example_call(services: Services) -> str:
 
 def start_record(services: Services) -> None:
     """The same for a collector of JSON logs."""
-    in_use = {kind: row.name for kind, row in services.providers.rows().items()}
+    in_use = {kind: row.name for kind, row in services.in_use.items()}
     ill = {name: health.note for name, health in services.readiness.components.items() if not health.ok}
     log.info("- serving", url=services.settings.base_url, speech=services.vad_name, not_ready=ill, **in_use)

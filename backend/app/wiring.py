@@ -13,25 +13,31 @@ import structlog
 from starlette.websockets import WebSocket
 
 from app.audio.endpoint import Endpointer, EndpointOptions
-from app.audio.vad import EnergyDetector, SpeechDetector, load_silero
+from app.audio.vad import SpeechDetector
 from app.background import Background
 from app.clock import utc_now
 from app.config import Settings
 from app.db.call_store import SqlCallStore
+from app.db.choice_store import SqlChoiceStore
 from app.db.engine import Database, open_database
 from app.errors import ProviderError
+from app.hearing import detectors
 from app.metrics import Metrics
 from app.providers import Providers, open_providers
+from app.services.ai_call.completeness import EndpointWaits
 from app.services.ai_call.dialogue import LANGUAGES, Dialogue, Words
+from app.services.ai_call.in_use import InUse
 from app.services.ai_call.listening import Listener
 from app.services.ai_call.phrases import PhraseBook, Texts, texts_of
 from app.services.ai_call.ports import Checkable, SessionRegistry, TextToSpeech
 from app.services.ai_call.prompt import PromptBuilder
 from app.services.ai_call.readiness import Readiness
+from app.services.ai_call.recognition import Recognition, RecognitionOptions
 from app.services.ai_call.recorder import Recorder
 from app.services.ai_call.registry import InMemoryRegistry
 from app.services.ai_call.session import CallSession, EventQueue, Participants
 from app.services.ai_call.speaking import Speaker
+from app.services.ai_call.succession import Succession
 from app.services.ai_call.switchboard import Switchboard
 from app.services.ai_call.turns import TurnMachine, TurnRules
 from app.services.ai_call.types import CallInfo
@@ -51,6 +57,7 @@ class Services:
 
     settings: Settings
     providers: Providers
+    recognition: Recognition
     metrics: Metrics
     dialogue: Dialogue
     book: PhraseBook
@@ -64,6 +71,12 @@ class Services:
     """A call rings: whatever it will need and is not ready yet is made ready now, behind it."""
     rest: TwilioRest | None
     token_secret: bytes
+
+    @property
+    def in_use(self) -> dict[str, InUse]:
+        """The start table's rows."""
+        rows = {"stt": self.recognition.row(), "llm": self.providers.llm_row, "tts": self.providers.tts_row}
+        return {kind: row for kind, row in rows.items() if row is not None}
 
     @property
     def auth_tokens(self) -> tuple[str, ...]:
@@ -91,15 +104,19 @@ class Services:
             end_call=self._end_call(call.call_sid),
             on_drop=metrics.audio_dropped.labels("out").inc,
         )
-        stt = self.providers.stt
+        recognisers = Succession(
+            self.recognition.for_call(call.callee),
+            asyncio.get_running_loop().time,
+            on_fault=lambda name, kind: metrics.recogniser_faults.labels(name, kind).inc(),
+        )
         listener = Listener(
-            stt,
+            recognisers,
             self.new_detector(),
             Endpointer(EndpointOptions(silence_ms=settings.final_flush_silence_ms)),
             events.put_nowait,
             rate=line.rate,
             language=call.language,
-            on_fault=lambda kind: metrics.provider_faults.labels("stt", kind).inc(),
+            waits=_waits(settings.final_flush_silence_ms),
             on_drop=metrics.audio_dropped.labels("in").inc,
         )
         speaker = Speaker(
@@ -112,7 +129,6 @@ class Services:
         )
         rules = TurnRules(
             barge_in=settings.barge_in,
-            vendor_ends_turn=stt.hears == "everything",
             max_call_ms=settings.max_call_s * 1000,
         )
         system_prompts = {language: self.dialogue.words(language).system_prompt for language in LANGUAGES}
@@ -150,23 +166,28 @@ async def open_services(settings: Settings, providers: Providers | None = None) 
     async with AsyncExitStack() as stack:
         database = await _open_database(settings, stack)
         dialogue = Dialogue.load()
-        providers = providers or await open_providers(settings, dialogue, stack)
+        # a stack of their own: a recogniser that is opened while running, too, is closed after calls and chores
+        theirs = await stack.enter_async_context(AsyncExitStack())
+        providers = providers or await open_providers(settings, dialogue, theirs)
         rest = _open_rest(settings, stack)
-        vad_name, new_detector = _detectors(settings)
+        vad_name, new_detector = detectors(settings)
         metrics = Metrics()
         background = await stack.enter_async_context(Background())
+        recognition = _recognition(settings, providers, SqlChoiceStore(database), metrics, background)
+        await recognition.open()
         switchboard = await stack.enter_async_context(Switchboard(settings.max_calls, metrics))
         book = PhraseBook(on_fault=lambda component, kind: metrics.provider_faults.labels(component, kind).inc())
         services = Services(
             settings=settings,
             providers=providers,
+            recognition=recognition,
             metrics=metrics,
             dialogue=dialogue,
             book=book,
             registry=InMemoryRegistry(asyncio.get_running_loop().time),
             store=SqlCallStore(database),
             switchboard=switchboard,
-            readiness=Readiness(_checks(providers, database), needed=frozenset({"stt", "llm"})),
+            readiness=Readiness(_checks(providers, recognition, database), needed=frozenset({"stt", "llm"})),
             vad_name=vad_name,
             new_detector=new_detector,
             prepare=_preparation(book, providers.tts, texts_of(dialogue), background),
@@ -176,7 +197,7 @@ async def open_services(settings: Settings, providers: Providers | None = None) 
         await services.store.close_orphans(utc_now())
         await services.readiness.check()
         services.prepare()
-        for chore in (*providers.chores, services.readiness.run):
+        for chore in (*providers.chores, recognition.run, services.readiness.run):
             background.start(chore())
         yield services
 
@@ -209,19 +230,32 @@ def _preparation(book: PhraseBook, tts: TextToSpeech, texts: Texts, background: 
     return prepare
 
 
-def _detectors(settings: Settings) -> tuple[str, Callable[[], SpeechDetector]]:
-    """What finds speech, in words, and how a call gets one."""
-    if settings.vad == "energy":
-        return f"loudness, {settings.vad_frame_ms} ms frames (VAD=energy)", lambda: EnergyDetector(
-            settings.vad_frame_ms
-        )
-    model = load_silero()
-    return f"{model.name}, {model.frame_ms} ms frames", model.detector
+def _waits(silence_ms: int) -> EndpointWaits:
+    """FINAL_FLUSH_SILENCE_MS is the middle one; where it is very long it is the longest, too."""
+    return EndpointWaits(unknown_ms=silence_ms, most_ms=max(EndpointWaits().most_ms, silence_ms))
 
 
-def _checks(providers: Providers, database: Database) -> dict[str, Callable[[], Awaitable[None]]]:
-    checks: dict[str, Callable[[], Awaitable[None]]] = {"database": database.check}
-    for component, provider in (("stt", providers.stt), ("llm", providers.llm), ("tts", providers.tts)):
+def _recognition(
+    settings: Settings, providers: Providers, choices: SqlChoiceStore, metrics: Metrics, background: Background
+) -> Recognition:
+    return Recognition(
+        providers.recognisers,
+        RecognitionOptions(
+            settings.stt_provider, settings.stt_fallback, settings.stt_provider_by_number, settings.lang_hint
+        ),
+        choices,
+        now=asyncio.get_running_loop().time,
+        utc_now=utc_now,
+        start=background.start,
+        on_final=lambda name, ms: metrics.final_seconds.labels(name).observe(ms / 1000),
+    )
+
+
+def _checks(
+    providers: Providers, recognition: Recognition, database: Database
+) -> dict[str, Callable[[], Awaitable[None]]]:
+    checks: dict[str, Callable[[], Awaitable[None]]] = {"database": database.check, "stt": recognition.check}
+    for component, provider in (("llm", providers.llm), ("tts", providers.tts)):
         if isinstance(provider, Checkable):
             checks[component] = provider.check
     return checks

@@ -67,7 +67,7 @@ class Client:
 @asynccontextmanager
 async def application(folder: Path, *, llm: LanguageModel | None = None, **changes: Any) -> AsyncIterator[Client]:
     """In production, as far as anything is checked."""
-    providers = Providers(ScriptedStt(), llm or ScriptedLlm(first_s=0), ToneTts(first_s=0, ms_per_char=1))
+    providers = Providers.of(ScriptedStt(), llm or ScriptedLlm(first_s=0), ToneTts(first_s=0, ms_per_char=1))
     async with (
         TwilioRestEmulator(ACCOUNT, TOKEN).serving() as rest,
         _services(folder, providers, rest.url, changes) as services,

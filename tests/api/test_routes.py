@@ -17,6 +17,8 @@ ADMIN = {
     ("GET", "/api/calls"),
     ("GET", "/api/calls/{call_sid}"),
     ("POST", "/api/calls/{call_sid}/hangup"),
+    ("GET", "/api/providers"),
+    ("PUT", "/api/providers/stt"),
 }
 
 

@@ -41,7 +41,7 @@ async def test_migrate_makes_the_schema_of_the_models(tmp_path: Path) -> None:
         tables = await connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
         created = {row.name: row.sql for row in tables}
     await database.aclose()
-    assert created.keys() == {"alembic_version", "calls", "exchanges"}
+    assert created.keys() == {"alembic_version", "calls", "exchanges", "choices"}
     # compare_metadata looks neither at checks nor at what a deletion does.
     assert "CONSTRAINT ck_calls_ended_whole CHECK" in created["calls"]
     assert "ON DELETE CASCADE" in created["exchanges"]

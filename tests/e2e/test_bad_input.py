@@ -65,7 +65,7 @@ async def beside(
     """While the test does its worst, another call is live; afterwards it is answered as if nothing had been."""
     stt = ScriptedStt(decode_s=0.01)
     stt.words[QUESTION] = ASKED
-    providers = Providers(stt, ScriptedLlm(first_s=0.01, word_s=0), ToneTts(first_s=0, ms_per_char=5))
+    providers = Providers.of(stt, ScriptedLlm(first_s=0.01, word_s=0), ToneTts(first_s=0, ms_per_char=5))
     async with serving(folder, providers, detector=detector, **changes) as running:
         async with calling(running.url) as good:
             yield Beside(running, stt)

@@ -113,7 +113,7 @@ async def test_ten_utterances_are_answered_by_a_recogniser_that_stops_after_each
     """As vendors do that end a stream with its first final."""
     stt = ScriptedStt(decode_s=0.02, ends_after_final=True)
     stt.words[QUESTION] = "주차장 있어요?"
-    providers = Providers(stt, ScriptedLlm(first_s=0.01, word_s=0), ToneTts(first_s=0, ms_per_char=10))
+    providers = Providers.of(stt, ScriptedLlm(first_s=0.01, word_s=0), ToneTts(first_s=0, ms_per_char=10))
     async with serving(tmp_path, providers, detector=LoudnessDetector) as running:
         said = await asked_one_by_one(running, [question()] * UTTERANCES)
     assert said == [("주차장 있어요?", "네.")] * UTTERANCES
@@ -233,7 +233,7 @@ async def test_300_hang_ups_at_every_stage_leave_one_record_each_and_nothing_els
     stt.words[QUESTION] = "영업시간이 어떻게 되나요?"
     llm = CutLlm(*[ANSWER] * HANG_UPS, first_s=STAGE_S, word_s=0.01)
     tts = CutTts(first_s=0.03, ms_per_char=20)
-    providers = Providers(stt, llm, tts)
+    providers = Providers.of(stt, llm, tts)
     chance = random.Random(2)
     plan = [(STAGES[n % len(STAGES)], chance.choice(WAYS), chance.random()) for n in range(HANG_UPS)]
     async with serving(tmp_path, providers, detector=LoudnessDetector) as running:
@@ -291,7 +291,7 @@ async def in_mid_sentence(running: Running, call: Call) -> None:
 def talkative() -> Providers:
     stt = ScriptedStt(decode_s=0.01)
     stt.words[QUESTION] = "천천히 말해 주세요."
-    return Providers(stt, ScriptedLlm(LONG, first_s=0.01, word_s=0), ToneTts(first_s=0, ms_per_char=12))
+    return Providers.of(stt, ScriptedLlm(LONG, first_s=0.01, word_s=0), ToneTts(first_s=0, ms_per_char=12))
 
 
 async def test_nothing_is_sent_after_a_stop(tmp_path: Path) -> None:

@@ -29,10 +29,12 @@ async def ready(services: ServicesDep, admin: AdminDep, response: Response) -> d
         answer["components"] = {
             name: {"ok": health.ok, "note": health.note} for name, health in services.readiness.components.items()
         }
-        answer["in_use"] = {name: asdict(row) for name, row in services.providers.rows().items()}
+        answer["in_use"] = {name: asdict(row) for name, row in services.in_use.items()}
     return answer
 
 
 @router.get("/metrics", dependencies=[Depends(require_admin)])
 async def exposition(services: ServicesDep) -> Response:
+    for figure, value in services.recognition.figures().items():
+        services.metrics.engine.labels(figure).set(value)
     return Response(services.metrics.exposition(), media_type=metrics.CONTENT_TYPE)

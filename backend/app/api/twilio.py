@@ -38,7 +38,7 @@ async def voice(form: SignedForm, services: ServicesDep) -> Response:
     with structlog.contextvars.bound_contextvars(call=call.call_sid):
         if services.switchboard.ended(call.call_sid):
             return _xml(twiml.hang_up())  # a webhook repeated after the end opens nothing
-        if services.switchboard.draining or services.switchboard.full:
+        if services.switchboard.draining or services.switchboard.full or services.recognition.full(call.callee):
             services.metrics.webhooks_refused.labels("busy").inc()
             log.warning("x call refused: draining or full")
             return _xml(twiml.reject_busy())

@@ -1,4 +1,4 @@
-"""What is stored: two tables. A change here needs a migration and a new REVISION: see docs/database.md."""
+"""What is stored: three tables. A change here needs a migration and a new REVISION: see docs/database.md."""
 
 from datetime import UTC, datetime
 from typing import ClassVar
@@ -8,7 +8,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration. Kept here so that a start with an up-to-date database need not load Alembic."""
 
 
@@ -76,3 +76,17 @@ class CallExchange(Base):
     final_ms: Mapped[int | None]
     first_token_ms: Mapped[int | None]
     first_audio_ms: Mapped[int | None]
+
+
+class ChoiceRow(Base):
+    """What an admin chose while the server ran, one row a choice; `version` grows with every change."""
+
+    __tablename__ = "choices"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+    before: Mapped[str]
+    setting: Mapped[str]
+    why: Mapped[str]
+    changed_at: Mapped[datetime]
+    version: Mapped[int]
