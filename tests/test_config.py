@@ -220,6 +220,7 @@ def test_a_recogniser_that_calls_may_be_given_must_have_its_credentials(
         ("STT_PROVIDER_BY_NUMBER", "+82701234567"),
         ("PARTIAL_FLUSH_MS", "5000"),
         ("ASR_URL", "asr:5005"),
+        ("ASR_URL", "http://asr:99999"),
     ],
 )
 def test_recognisers_that_cannot_be_meant_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

@@ -120,6 +120,8 @@ CATCHES_ALL = {
     "asr.worker_child": "load decode",  # a process of its own
     "background": "_guarded",
     "services.ai_call.google_stt": "_open_leg",  # and raises it again
+    "services.ai_call.listening": "_one_stream",  # a recogniser's bug leaves the call to its successor
+    "services.ai_call.recognition": "_is_well _probe",
     "services.ai_call.espeak_tts": "start",  # and raises it again
     "services.ai_call.readiness": "_check",
     "services.ai_call.session": "run _guarded",

@@ -361,7 +361,11 @@ def _require(name: str, value: str | SecretStr, why: str, min_chars: int = 1) ->
 def _check_url(name: str, value: str) -> None:
     if not value:
         return
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{name}: must be an http(s) URL; its host or port is none") from error
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ConfigError(f"{name}: must be an http(s) URL with a host and without a query")
     if parts.username is not None:

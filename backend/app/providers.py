@@ -19,10 +19,10 @@ from app.config import Settings, SttName
 from app.errors import ConfigError, LlmError, TtsError
 from app.hearing import model_options, stream_options
 from app.services.ai_call.dialogue import LANGUAGES, Dialogue
-from app.services.ai_call.google_client import GoogleOptions
+from app.services.ai_call.google_client import GoogleOptions, verify
 from app.services.ai_call.in_use import InUse
 from app.services.ai_call.ports import LanguageModel, SpeechToText, TextToSpeech
-from app.services.ai_call.recognition import Opened, Recogniser, Work
+from app.services.ai_call.recognition import Offer, Opened, Work
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class Providers:
     """The outside services of a conversation: the recognisers that there could be, a model and a voice, open. `llm_row`
     and `tts_row` say which they are, for people; `chores` is work of theirs that goes on behind the first calls."""
 
-    recognisers: Sequence[Recogniser]
+    recognisers: Sequence[Offer]
     llm: LanguageModel
     tts: TextToSpeech
     llm_row: InUse | None = None
@@ -49,7 +49,7 @@ class Providers:
         async def opened() -> Opened:
             return Opened(stt, lambda: InUse(stt.name, ""))
 
-        return cls([Recogniser(name, (), opened) for name in RECOGNISERS], llm, tts)
+        return cls([Offer(name, (), opened) for name in RECOGNISERS], llm, tts)
 
 
 async def open_providers(settings: Settings, dialogue: Dialogue, stack: AsyncExitStack) -> Providers:
@@ -59,10 +59,10 @@ async def open_providers(settings: Settings, dialogue: Dialogue, stack: AsyncExi
     return Providers(recognisers(settings, stack), llm, tts, llm_row, tts_row, chores=(lambda: _warm_up(llm),))
 
 
-def recognisers(settings: Settings, stack: AsyncExitStack) -> list[Recogniser]:
+def recognisers(settings: Settings, stack: AsyncExitStack) -> list[Offer]:
     """All that there are, none of them open."""
     return [
-        Recogniser(name, settings.missing(name), functools.partial(opener, settings, stack))
+        Offer(name, settings.missing(name), functools.partial(opener, settings, stack))
         for name, opener in RECOGNISERS.items()
     ]
 
@@ -132,6 +132,7 @@ async def _open_rtzr(settings: Settings, stack: AsyncExitStack) -> Opened:
 async def _open_google(settings: Settings, stack: AsyncExitStack) -> Opened:
     from app.services.ai_call.google_stt import GoogleStt
 
+    await verify(google_options(settings))
     stt = GoogleStt(google_options(settings))
     stack.push_async_callback(stt.aclose)
     return _opened(stt, "google: Google streaming")
@@ -146,6 +147,7 @@ async def _open_legacy(settings: Settings, stack: AsyncExitStack) -> Opened:
         key = settings.openai_api_key.get_secret_value()
         batch = OpenAiBatch(OpenAiOptions(key, settings.openai_base_url, settings.openai_stt_model))
     else:
+        await verify(google_options(settings))
         batch = GoogleBatch(google_options(settings))
     service = STTService(batch)
     stack.push_async_callback(service.aclose)

@@ -70,6 +70,25 @@ def test_a_vendors_final_that_ends_too_early_takes_the_last_syllable_with_it() -
     assert times(told(backlog)) == [80, 100]
 
 
+def test_the_whole_of_a_short_word_goes_with_a_final_that_ends_too_early() -> None:
+    backlog = backlog_of(0, 20, 40, Started(0), 60, Paused(80), 80, Stopped(80), 100)
+    told(backlog)
+    assert backlog.confirm_until(10)
+    backlog.rewind()
+    assert times(told(backlog)) == [100]
+
+
+def test_the_last_syllable_of_a_final_that_came_before_our_own_end_of_speech() -> None:
+    backlog = backlog_of(*range(0, 400, 20), Started(0), Paused(400), 400)
+    told(backlog)
+    assert backlog.confirm_until(350)
+    for item in (frame(420), Stopped(400), frame(440)):
+        backlog.put(item)
+    told(backlog)
+    backlog.rewind()
+    assert times(told(backlog)) == [440]
+
+
 def test_but_not_an_utterance_that_began_since() -> None:
     backlog = backlog_of(*UTTERANCE, 180, *SECOND)
     told(backlog)

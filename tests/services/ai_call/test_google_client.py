@@ -22,7 +22,7 @@ from google.cloud.speech_v1 import (
 )
 
 from app.audio import g711
-from app.errors import ConfigError
+from app.errors import ConfigError, SttError
 from app.services.ai_call.google_client import (
     GoogleOptions,
     close_client,
@@ -33,6 +33,7 @@ from app.services.ai_call.google_client import (
     require,
     status_name,
     translate,
+    verify,
 )
 from tests.emulators.google_speech import GoogleSpeechEmulator
 from tests.fakes import sound
@@ -280,3 +281,16 @@ async def stream_all(google: GoogleSpeechEmulator, requests: list[StreamingRecog
             return [response async for response in stream]
     finally:
         await close_client(client)
+
+
+async def test_a_key_that_cannot_be_used_is_found_at_the_start_and_never_ends_a_call(tmp_path: Path) -> None:
+    """It looks like one: what stands in it is no private key."""
+    key = {"type": "service_account", "client_email": "bot@x.test", "token_uri": "https://x.test", "private_key": "no"}
+    file = tmp_path / "key.json"
+    file.write_text(json.dumps(key), encoding="utf-8")
+    options = GoogleOptions(str(file))
+    with pytest.raises(ConfigError, match="GOOGLE_APPLICATION_CREDENTIALS"):
+        await verify(options)
+    with pytest.raises(SttError) as failed:
+        await connect(options)
+    assert (failed.value.kind, failed.value.retryable) == ("config", False)

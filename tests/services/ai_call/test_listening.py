@@ -309,13 +309,15 @@ async def test_resets_in_a_row_are_counted_until_a_stream_lives() -> None:
         assert ears.posted == [RecogniserLost("reset")]
 
 
-async def test_a_bug_in_a_recogniser_is_not_taken_for_a_lost_connection() -> None:
-    async with Ears(ScriptedStt()) as ears:
-        await asyncio.sleep(0.1)
+async def test_a_bug_in_a_recogniser_is_logged_and_leaves_the_call_to_its_successor(log_lines: list[Any]) -> None:
+    async with Ears(ScriptedStt(), ScriptedStt()) as ears:
+        await ears.says("하나", "둘")
         ears.stt.breaks(KeyError("a bug"))
-        with pytest.raises(ExceptionGroup) as bug:
-            await ears.running
-        assert bug.group_contains(KeyError)
+        await ears.waits(1.0)
+        assert ears.heard == ["하나 둘"]
+        assert ears.faults == ["bug"]
+    (broke,) = [line for line in log_lines if line["event"] == "x recogniser broke"]
+    assert broke["log_level"] == "error"
 
 
 @pytest.mark.parametrize("hears", ["speech", "everything"])
@@ -456,6 +458,37 @@ async def test_silence_that_was_held_back_goes_to_a_successor_that_hears_everyth
     at = [item.at_ms for item in second.tape if isinstance(item, AudioFrame)]
     assert at == list(range(at[0], 2_000, 20)), "without a gap"
     assert at[0] <= 1_000 - 300
+
+
+async def test_one_that_takes_audio_and_tells_nothing_is_left() -> None:
+    async with Ears(ScriptedStt(hears="everything", deaf=True), ScriptedStt()) as ears:
+        for word in ("하나", "둘", "셋"):
+            await ears.says(*[word] * 6)
+            await ears.waits(6.0)
+        assert " ".join(dict.fromkeys(" ".join(ears.heard).split())) == "하나 둘 셋"
+        assert ears.faults == ["mute"]
+        assert ears.candidates[0].suspected
+        assert not ears.candidates[0].breaker.open, "perhaps there were no words: a probe will tell"
+
+
+async def test_one_that_hears_words_now_and_then_is_kept() -> None:
+    async with Ears(ScriptedStt(hears="everything"), ScriptedStt()) as ears:
+        for word in ("하나", "", "둘", "", "셋", ""):
+            await ears.says(*[word] * 6)
+            await ears.waits(6.0)
+        assert ears.faults == []
+
+
+async def test_a_guess_that_dies_with_its_stream_is_not_waited_for() -> None:
+    stt = Guessing()
+    stt.guess_s = 60.0
+    async with Ears(stt, ScriptedStt()) as ears:
+        await ears.says("여보세요")
+        await ears.waits(0.2)
+        stt.dead = True
+        stt.breaks()
+        await ears.waits(1.0)
+        assert [event.silence_ms for event in ears.posted if isinstance(event, SpeechStopped)] == [360]
 
 
 # ---------------------------------------------------------------- how long a pause may be

@@ -14,8 +14,8 @@ from app.services.ai_call.ports import Choice
 from app.services.ai_call.preflight import TEXTS
 from app.services.ai_call.recognition import (
     NotConfigured,
+    Offer,
     Opened,
-    Recogniser,
     Recognition,
     RecognitionOptions,
     SwitchedElsewhere,
@@ -59,13 +59,19 @@ class Sound(Parrot):
     def __init__(self) -> None:
         super().__init__(TEXTS["ko"], hears="speech")
         self.ill = False
-        self.checked: SttError | None = None
+        self.broken: Exception | None = None
+        self.checked: Exception | None = None
         self.full = False
         self.probes = 0
+        self.waits_for: asyncio.Event | None = None
 
     @asynccontextmanager
     async def open(self, rate: int, language: str) -> AsyncIterator[Parrot]:
         self.probes += 1
+        if self.waits_for is not None:
+            await self.waits_for.wait()
+        if self.broken is not None:
+            raise self.broken
         if self.ill:
             raise SttError("refused", provider=self.name, kind="refused", retryable=True)
         async with super().open(rate, language) as stream:
@@ -90,7 +96,7 @@ class Worker:
     async def __aenter__(self) -> "Worker":
         self.loop = asyncio.get_running_loop()
         self.recognition = Recognition(
-            [Recogniser(name, self.missing.get(name, ()), self._opener(name)) for name in self.stts],
+            [Offer(name, self.missing.get(name, ()), self._opener(name)) for name in self.stts],
             self.options,
             self.choices,
             now=self.loop.time,
@@ -258,6 +264,31 @@ async def test_a_worker_that_did_not_know_yet_switches_after_the_other() -> None
         assert (choices.stored.value, choices.stored.before, choices.stored.version) == ("google", "rtzr", 2)
 
 
+async def test_a_switch_made_during_another_ones_trial_sentence_is_not_written_over() -> None:
+    choices = MemoryChoices()
+    async with Worker(choices) as one, Worker(choices) as other:
+        slow = asyncio.Event()
+        one.stts["rtzr"].waits_for = slow
+        switching = one.loop.create_task(one.recognition.switch("rtzr"))
+        await asyncio.sleep(0.1)
+        await other.recognition.switch("google")
+        slow.set()
+        with pytest.raises(SwitchedElsewhere):
+            await switching
+        assert choices.stored is not None
+        assert choices.stored.value == "google"
+
+
+async def test_what_a_worker_knew_of_a_recogniser_before_does_not_undo_the_switch() -> None:
+    choices = MemoryChoices()
+    async with Worker(choices) as one, Worker(choices, by_number={"+82702": "rtzr"}) as other:
+        candidate = other.recognition.for_call("+82702")[0]
+        candidate.breaker.failed(other.loop.time(), "auth", curable=False)
+        await one.recognition.switch("rtzr")
+        await asyncio.sleep(10)
+        assert [worker.recognition.chosen for worker in (one, other)] == ["rtzr", "rtzr"]
+
+
 async def test_of_two_at_the_same_moment_one_is_told_so() -> None:
     choices = MemoryChoices()
     async with Worker(choices) as one, Worker(choices) as other:
@@ -347,6 +378,40 @@ async def test_a_call_that_works_closes_the_breaker_without_a_probe() -> None:
         worker.call().ended(StreamEnd(EOF, True, True, 0.1))
         worker.call().ended(StreamEnd("reset", True, False, 0.1))
         assert worker.recognition.report()[0].healthy
+
+
+async def test_a_call_that_heard_nothing_has_its_recogniser_probed() -> None:
+    async with Worker(fallback=("rtzr",)) as worker:
+        for ill in (False, True):
+            worker.stts["local"].ill = ill
+            worker.call().ended(StreamEnd("mute", True, False, 20.0))
+            await asyncio.sleep(1.0)
+            assert worker.call().current.name == ("rtzr" if ill else "local")
+
+
+async def test_a_bug_in_one_recogniser_ends_neither_the_probes_nor_the_checks() -> None:
+    async with Worker(fallback=("rtzr",)) as worker:
+        worker.breaks("rtzr")
+        worker.stts["rtzr"].broken = KeyError("a bug")
+        worker.stts["rtzr"].checked = KeyError("a bug")
+        await worker.recognition.check()
+        await asyncio.sleep(30)
+        assert not worker.running.done()
+        assert not worker.recognition.report()[1].healthy
+
+
+async def test_a_choice_that_cannot_be_adopted_is_not_tried_all_the_time(log_lines: list[Any]) -> None:
+    choices = MemoryChoices()
+    other = Worker(choices)
+    other.unopenable.add("rtzr")
+    async with Worker(choices) as one, other:
+        await one.recognition.switch("rtzr")
+        await asyncio.sleep(55)
+        tries = [line for line in log_lines if line["event"] == "x chosen recogniser cannot be used here"]
+        assert len(tries) == 1
+        other.unopenable.clear()
+        await asyncio.sleep(65)
+        assert other.recognition.chosen == "rtzr"
 
 
 async def test_a_store_that_is_down_stops_neither_following_nor_probing() -> None:

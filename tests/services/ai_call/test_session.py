@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from app.audio import g711
+from app.audio.types import AudioFrame
 from app.services.ai_call.phrases import PHRASES, canned_clips
 from app.services.ai_call.turns import TurnRules
 from app.services.ai_call.types import Message, Phrase
@@ -519,10 +520,13 @@ async def test_a_store_that_is_well_again_has_the_whole_call() -> None:
 
 
 async def test_a_bug_of_ours_ends_its_own_call_and_is_logged(log_lines: list[Any]) -> None:
+    def bug(frame: AudioFrame) -> None:
+        raise KeyError("a bug")
+
     call = asked()
-    call.at(5.5, lambda: call.stt.breaks(KeyError("a bug")))
+    call.at(5.5, lambda: setattr(call.listener, "hear", bug))
     assert await call.held() == "error"
-    assert call.ended_at == 5.5
+    assert call.ended_at == pytest.approx(5.5, abs=0.03)
     assert call.store.ends == ["error"]
     assert [line["event"] for line in log_lines if line["log_level"] == "error"] == ["x call broke"]
 

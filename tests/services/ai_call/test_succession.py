@@ -62,6 +62,19 @@ def test_no_second_try_where_none_can_help() -> None:
         assert (call.ended(hopeless), call.current.name) == (0.0, "local")
 
 
+def test_no_second_long_wait_for_one_that_is_slow() -> None:
+    for kind in ("stall", "mute"):
+        call = Calls("remote", "local").begin()
+        assert (call.ended(end(kind, lived_s=9.0)), call.current.name) == (0.0, "local")
+
+
+def test_who_is_known_to_be_broken_by_now_is_left_at_once() -> None:
+    calls = Calls("remote", "local")
+    call = calls.begin()
+    calls.breaker("remote").failed(0.0, "auth", curable=False)
+    assert (call.ended(end()), call.current.name) == (0.0, "local")
+
+
 def test_a_call_never_goes_back() -> None:
     calls = Calls("rtzr", "google", "local")
     call = calls.begin()

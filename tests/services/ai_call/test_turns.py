@@ -1,5 +1,6 @@
 """Who may speak now: each rule as a short script of events and the commands that must follow. No loop, no clock."""
 
+import random
 from typing import Any, get_args
 
 import pytest
@@ -408,6 +409,43 @@ def test_a_vendor_that_takes_over_owes_nothing() -> None:
     assert table.acts(Heard(Transcript("예약이요", True, 100, 1000))) == [Reply(2, "예약이요")]
 
 
+def test_a_change_after_a_short_noise_leaves_no_dead_air() -> None:
+    table = Table().greeted()
+    table.on(SpeechStarted(100), SpeechStopped(200, 100, 350))
+    assert SetTimer("silence", 10_000) in table.on(RecogniserChanged(True, 0))
+
+
+def test_a_late_partial_whose_final_is_owed_by_nobody_leaves_no_dead_air() -> None:
+    table = Table().greeted()
+    table.says("영업시간이요?")
+    table.on(ReplyStarted(2), SpeechStarted(3000), SpeechStopped(3900, 900, 350), TimerFired("transcript"))
+    assert SetTimer("no_words", 5_000) in table.on(Heard(Transcript("잠깐만요", False, 3000, 4300)))
+
+
+def test_a_final_whose_partial_was_answered_settles_what_was_owed_for_it() -> None:
+    table = Table().greeted().vendor()
+    table.on(SpeechStarted(100), Heard(Transcript("예약", False, 100, 900)), SpeechStopped(1000, 900, 350))
+    table.on(TimerFired("no_words"), ReplyDone(2), RecogniserChanged(False, 1))
+    assert table.acts(Heard(Transcript("예약이요", True, 100, 1000))) == [], "it was answered"
+    table.media_ms = 5000
+    assert table.says("내일이요.") == [Reply(3, "내일이요.")], "nothing is owed any more"
+
+
+def test_a_vendors_final_that_ends_a_little_late_is_the_one_that_was_answered() -> None:
+    table = Table().greeted().vendor()
+    table.on(SpeechStarted(100), Heard(Transcript("예약", False, 100, 100)), SpeechStopped(1000, 900, 350))
+    table.on(TimerFired("no_words"))
+    assert table.acts(Heard(Transcript("예약이요", True, 100, 1500))) == []
+
+
+def test_an_empty_final_does_not_resume_the_bot_while_the_caller_is_speaking() -> None:
+    table = Table().greeted().vendor()
+    table.on(Heard(Transcript("영업시간이요?", True, 100, 1000)), ReplyStarted(2))
+    assert table.acts(SpeechStarted(3000)) == [Pause()]
+    assert table.acts(Heard(Transcript("", True, 2000, 2500))) == []
+    assert table.acts(TimerFired("pause")) == [Resume()]
+
+
 def test_words_that_waited_for_more_are_not_forgotten_by_the_change() -> None:
     table = Table().greeted()
     table.says("예약하려고요", final=False)
@@ -550,6 +588,91 @@ def test_every_word_of_the_caller_is_remembered_exactly_once(script: list[str], 
     commands += table.on(HungUp("caller"))
     remembered = " ".join(user for user, _, _ in exchanges(commands))
     assert [remembered.count(words) for words in said] == [1] * len(said)
+
+
+class Chance:
+    """A call by the dice, its timers run by a clock of its own; a recogniser may be exchanged at any moment."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.machine = TurnMachine(TurnRules(barge_in=self.dice.choice(["words", "speech", "off"])))
+        self.now = 0.0
+        self.timers: dict[Timer, float] = {}
+        self.reply: int | None = None
+        self.speaking = self.vendor = False
+        self.owed = 0
+
+    def on(self, *events: Event) -> None:
+        for event in events:
+            for command in self.machine.handle(event, self.now):
+                match command:
+                    case SetTimer(timer, ms):
+                        self.timers[timer] = self.now + ms / 1000
+                    case DropTimer(timer):
+                        self.timers.pop(timer, None)
+                    case Say(turn) | Reply(turn):
+                        self.reply = turn
+                    case Silence():
+                        self.reply = None
+
+    def waits(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self.timers and min(self.timers.values()) <= until:
+            timer = min(self.timers, key=lambda name: self.timers[name])
+            self.now = max(self.now, self.timers.pop(timer))
+            self.on(TimerFired(timer))
+        self.now = until
+
+    def says(self, until_silent: bool = False) -> None:
+        ms = round(self.now * 1000)
+        if self.speaking:
+            self.speaking = False
+            self.owed += 1
+            self.on(SpeechPaused(ms), SpeechStopped(ms - 350, self.dice.choice([100, 800]), 350))
+        elif not until_silent:
+            self.speaking = True
+            self.on(SpeechStarted(ms))
+
+    def something_happens(self) -> None:
+        ms = round(self.now * 1000)
+        text = self.dice.choice(["안녕하세요.", "그리고", ""])
+        match self.dice.randrange(6):
+            case 0 | 1:
+                self.says()
+            case 2:
+                self.on(Heard(Transcript(text, False, ms - 500, ms - 100)))
+            case 3 if self.vendor or self.owed:
+                self.owed = max(0, self.owed - 1)
+                self.on(Heard(Transcript(text, True, ms - 500, ms - 100)))
+            case 4:
+                self.vendor = self.dice.random() < 0.5
+                self.on(RecogniserChanged(self.vendor, self.owed))
+            case 5:
+                self.answer_is_heard()
+
+    def answer_is_heard(self) -> None:
+        if self.reply is not None:
+            turn, self.reply = self.reply, None
+            self.on(ReplyStarted(turn), ReplySpoken(turn, "네."), ReplyDone(turn))
+
+
+@pytest.mark.parametrize("seeds", [range(start, start + 500) for start in range(0, 2_000, 500)])
+def test_who_has_fallen_silent_is_never_left_in_dead_air(seeds: range) -> None:
+    """Whatever happened before: some timer runs until the bot has said goodbye."""
+    for seed in seeds:
+        call = Chance(seed)
+        call.on(Answered(), RecogniserChanged(False, 0))
+        for _ in range(call.dice.randint(3, 14)):
+            call.waits(call.dice.choice([0.05, 0.3, 0.8, 1.5, 2.5, 5.5]))
+            call.something_happens()
+        call.says(until_silent=True)
+        for _ in range(100):
+            call.answer_is_heard()
+            if call.machine.phase is Phase.ENDED:
+                break
+            assert call.timers.keys() - {"max_call"}, f"dead air, seed {seed}"
+            call.waits(1.0)
+        assert call.machine.phase is Phase.ENDED, f"endless, seed {seed}"
 
 
 turns = st.integers(0, 8)

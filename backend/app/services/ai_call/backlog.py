@@ -59,6 +59,8 @@ class Backlog:
         self._told: deque[Item] = deque()
         self._inside = False
         """Whether the oldest item lies in the midst of an utterance: its Started is confirmed already."""
+        self._rest_is_doubtful = False
+        """A final came; whether what is left behind it is its last syllable shows when the utterance is over."""
         self._heard_ms = 0
         self._answer_from_ms: int | None = None  # the oldest utterance for which an answer may still come
         self._answer_until_ms = 0
@@ -85,6 +87,8 @@ class Backlog:
             return None
         item = self._waiting.popleft()
         self._told.append(item)
+        if isinstance(item, Stopped) and self._rest_is_doubtful:  # its final was faster than our endpointer
+            self._confirm_last_syllable()
         return item
 
     @property
@@ -110,20 +114,27 @@ class Backlog:
         before = len(self._told)
         while self._told and not (isinstance(self._told[0], AudioFrame) and self._told[0].at_ms >= end_ms):
             self._confirm_oldest()
-        for _ in range(self._last_syllable()):
-            self._confirm_oldest()
+        self._rest_is_doubtful = not self._confirm_last_syllable()
         begun = (item.at_ms for item in (*self._told, *self._waiting) if isinstance(item, Started))
         self._answer_from_ms = end_ms if self._inside else next(begun, None)
         return len(self._told) < before
 
+    def _confirm_last_syllable(self) -> bool:
+        rest = self._last_syllable()
+        for _ in range(rest):
+            self._confirm_oldest()
+        self._rest_is_doubtful = False
+        return rest > 0
+
     def _last_syllable(self) -> int:
         """How many of the oldest items are the rest of an utterance that is over, if that is a syllable at most."""
         speech_ms = unsure_ms = 0
+        oldest = next((item.at_ms for item in self._told if isinstance(item, AudioFrame)), 0)
         for number, item in enumerate(self._told, 1):
             match item:
                 case AudioFrame():
                     unsure_ms += self._frame_ms
-                case Started():
+                case Started(at_ms) if at_ms >= oldest:  # of a later utterance; its own stands behind its first frames
                     return 0
                 case Paused() | Resumed():  # what follows a pause is silence, unless speech resumes
                     speech_ms, unsure_ms = speech_ms + unsure_ms, 0

@@ -25,6 +25,8 @@ PROVIDER = "google"
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
 ENDPOINT = "GOOGLE_SPEECH_ENDPOINT"
 HOST = "speech.googleapis.com"
+LANGUAGES: dict[str, tuple[str, ...]] = {"ko": ("ko-KR",), "en": ("en-US",), "auto": ("ko-KR", "en-US")}
+"""The language, then its alternatives."""
 KEY_TYPES = ("service_account", "authorized_user")
 """Others name programs and addresses of their own, to be asked for a token."""
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
@@ -89,9 +91,21 @@ def require(options: GoogleOptions) -> None:
 
 
 async def connect(options: GoogleOptions) -> "SpeechAsyncClient":
-    """`open_client` without holding up the calls that run: the import happens beside the loop."""
-    await asyncio.to_thread(_import)
-    return open_client(options)
+    """`open_client` without holding up the calls that run: the import happens beside the loop. Raises SttError."""
+    try:
+        await asyncio.to_thread(_import)
+        return open_client(options)
+    except ConfigError as error:
+        raise SttError(str(error), provider=PROVIDER, kind="config", retryable=False) from error
+
+
+async def verify(options: GoogleOptions) -> None:
+    """What `require` does, and the key is read as Google's client will: at the start, not in the midst of a call.
+    Raises ConfigError."""
+    require(options)
+    _, loopback = _address(options.endpoint)
+    if not loopback:
+        await asyncio.to_thread(_credentials, options.credentials_file)
 
 
 def open_client(options: GoogleOptions) -> "SpeechAsyncClient":

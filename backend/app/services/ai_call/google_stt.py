@@ -18,6 +18,7 @@ import structlog
 from app.audio.timeline import Timeline
 from app.audio.types import SAMPLE_BYTES, AudioFrame, Transcript
 from app.services.ai_call.google_client import (
+    LANGUAGES,
     PROVIDER,
     Ending,
     GoogleOptions,
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from google.cloud.speech_v1 import SpeechAsyncClient, StreamingRecognizeRequest, StreamingRecognizeResponse
 
 log = structlog.get_logger(__name__)
-
-LANGUAGES: dict[str, tuple[str, ...]] = {"ko": ("ko-KR",), "en": ("en-US",), "auto": ("ko-KR", "en-US")}
-"""The language, then its alternatives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +328,7 @@ class GoogleSttStream:
         self._pending = False
         self._cover(end_ms)
         if text:
-            yield Transcript(text, True, start_ms, end_ms, confidence or None)
+            yield Transcript(text, True, start_ms, self._covered_ms, confidence or None)
 
 
 def _end_ms(frame: AudioFrame) -> int:

@@ -29,8 +29,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ListenerOptions:
+    """A recogniser that hears everything is left when `mute_after` utterances, each with `clear_speech_ms` of speech,
+    had no words within `answer_s`."""
+
     preroll_ms: int = 300
     open_s: float = 3.0
+    clear_speech_ms: int = 500
+    answer_s: float = 5.0
+    mute_after: int = 2
     backlog: BacklogOptions = field(default_factory=BacklogOptions)
 
 
@@ -69,6 +75,7 @@ class Listener:
         self._arrived = asyncio.Event()
         self._useful = False  # the stream gave a final for something it was sent
         self._guesses = False  # a stream is open that tells a guess for each pause
+        self._unanswered: list[float] = []  # when the answers to utterances without words so far are overdue
 
     # ------------------------------------------------------------ the media path
 
@@ -109,6 +116,8 @@ class Listener:
             case SpeechStopped(at_ms, speech_ms):
                 self._in_speech = False
                 self._speech_ended_at = self._moment(at_ms)
+                if speech_ms >= self._options.clear_speech_ms and len(self._unanswered) < self._options.mute_after:
+                    self._unanswered.append(self._speech_ended_at + self._options.answer_s)
                 self._hand_on(Stopped(speech_ms))
 
     def _hand_on_preroll(self, from_ms: int) -> None:
@@ -154,6 +163,7 @@ class Listener:
         opened_at = loop.time()
         kind, curable = EOF, True
         self._useful = False
+        self._unanswered.clear()
         candidate.calls += 1
         try:
             async with AsyncExitStack() as opened, asyncio.TaskGroup() as group:
@@ -167,8 +177,13 @@ class Listener:
             error = _first(failed)
             kind, curable = error.kind, error.retryable
             log.debug("x recogniser failed", provider=candidate.name, kind=kind, error=str(error))
+        except* Exception as bugs:  # the edge of a recogniser: a bug of one is no reason for the call to be deaf
+            kind, curable = "bug", False
+            log.error("x recogniser broke", provider=candidate.name, exc_info=bugs)
         finally:
             candidate.calls -= 1
+            if self._guesses and self._endpointer.paused:
+                self._endpointer.wait(self._waits.unknown_ms)  # nobody will tell
             self._guesses = False
         return StreamEnd(kind, curable, self._useful, loop.time() - opened_at)
 
@@ -182,6 +197,8 @@ class Listener:
             ) from error
 
     def _take(self, transcript: Transcript, candidate: Candidate) -> None:
+        if transcript.text:
+            self._unanswered.clear()
         if transcript.final:
             everything = self._hears == "everything"
             backlog = self._backlog
@@ -208,9 +225,21 @@ class Listener:
                         await stream.flush(speech_ms)
                     case frame:
                         await stream.send(frame)
+            if self._is_mute():
+                raise SttError(
+                    "no words for clear speech", provider=self._recognisers.current.name, kind="mute", retryable=True
+                )
             self._backlog.trim(idle=self._hears == "everything" and not self._in_speech)
             self._arrived.clear()
             await self._arrived.wait()
+
+    def _is_mute(self) -> bool:
+        overdue = self._unanswered
+        return (
+            self._hears == "everything"
+            and len(overdue) >= self._options.mute_after
+            and asyncio.get_running_loop().time() >= overdue[-1]
+        )
 
     # ------------------------------------------------------------ the next one
 

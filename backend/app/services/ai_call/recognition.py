@@ -11,7 +11,7 @@ A recogniser that was switched to is on trial. Should it break within `trial_s`,
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -41,7 +41,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Recogniser:
+class Offer:
     """One that there could be. `missing` names the settings that it lacks; `open` raises ConfigError."""
 
     name: str
@@ -63,6 +63,7 @@ class RecognitionOptions:
     follow_s: float = 2.0
     probe_tick_s: float = 0.5
     open_s: float = 60.0
+    adopt_again_s: float = 60.0
     preflight: PreflightOptions = field(default_factory=PreflightOptions)
 
 
@@ -103,7 +104,7 @@ class Recognition:
 
     def __init__(
         self,
-        recognisers: Sequence[Recogniser],
+        recognisers: Sequence[Offer],
         options: RecognitionOptions,
         store: ChoiceStore,
         *,
@@ -124,6 +125,9 @@ class Recognition:
         self._figures: list[Callable[[], Mapping[str, float]]] = []
         self._notes: dict[str, str] = {}  # what its last check, or its opening, complained of
         self._choice: Choice | None = None
+        self._seen = 0
+        """The version of the choice in the store, whether it could be adopted or not."""
+        self._try_again_at = 0.0
         self._changing = asyncio.Lock()
 
     # ------------------------------------------------------------ for calls
@@ -159,7 +163,7 @@ class Recognition:
     def report(self) -> list[Report]:
         return [self._report(recogniser) for recogniser in self._table.values()]
 
-    def _report(self, recogniser: Recogniser) -> Report:
+    def _report(self, recogniser: Offer) -> Report:
         name = recogniser.name
         candidate = self._open.get(name)
         note = self._notes.get(name, "")
@@ -191,8 +195,11 @@ class Recognition:
         if isinstance(candidate.stt, Checkable):
             try:
                 await candidate.stt.check()
-            except ProviderError as error:
+            except MalgilError as error:
                 note = str(error)
+            except Exception as error:  # the edge of a check: a bug in one says nothing about the others
+                log.error("x check broke", provider=candidate.name, exc_info=error)
+                note = f"its check broke ({type(error).__name__}); the log has the stack"
         self._notes[candidate.name] = note
         return not note and not candidate.breaker.open
 
@@ -204,9 +211,7 @@ class Recognition:
         wanted = (self._options.chosen, *self._options.fallback, *self._options.by_number.values())
         for name in dict.fromkeys(wanted):
             await self._opened(name)
-        choice = await self._store.get(CHOICE)
-        if choice is not None and choice.setting == self._options.chosen:  # else STT_PROVIDER is the newer word
-            await self._adopt(choice)
+        await self._follow()
 
     async def _opened(self, name: str) -> Candidate:
         if name not in self._open:
@@ -220,19 +225,29 @@ class Recognition:
 
     async def _adopt(self, choice: Choice) -> None:
         """What another worker, or this one before its restart, chose."""
-        recogniser = self._table.get(choice.value)
-        try:
-            if recogniser is None or recogniser.missing:
-                raise ConfigError(f"{', '.join(recogniser.missing) if recogniser else choice.value} is not set")
-            async with asyncio.timeout(self._options.open_s):
-                await self._opened(choice.value)
-                await self._opened(choice.before)
-        except (ConfigError, TimeoutError) as error:
-            self._notes[choice.value] = str(error) or "it could not be opened in time"
-            log.warning("x chosen recogniser cannot be used here", provider=choice.value, reason=str(error))
+        if trouble := await self._trouble_opening(choice.value):
+            self._notes[choice.value] = trouble
+            log.warning("x chosen recogniser cannot be used here", provider=choice.value, reason=trouble)
             return
+        if trouble := await self._trouble_opening(choice.before):
+            log.warning("x no way back to the recogniser before", provider=choice.before, reason=trouble)
+            choice = replace(choice, before=choice.value)
+        self._open[choice.value].breaker.succeeded()  # its pre-flight is newer than what is known here
         self._choice = choice
         log.info("- recogniser chosen", provider=choice.value, why=choice.why)
+
+    async def _trouble_opening(self, name: str) -> str:
+        recogniser = self._table.get(name)
+        if recogniser is None or recogniser.missing:
+            return f"{', '.join(recogniser.missing) if recogniser else name} is not set"
+        try:
+            async with asyncio.timeout(self._options.open_s):
+                await self._opened(name)
+        except ConfigError as error:
+            return str(error)
+        except TimeoutError:
+            return f"it was not open within {self._options.open_s:g} s"
+        return ""
 
     # ------------------------------------------------------------ switching
 
@@ -268,15 +283,14 @@ class Recognition:
             raise SttError(message, provider=name, kind="timeout", retryable=True) from error
 
     async def _choose(self, name: str, before: str, why: str) -> None:
-        # what is stored may be older than a change of STT_PROVIDER; it does not count, but it has a version
-        stored = await self._store.get(CHOICE)
-        version = stored.version if stored else 0
-        choice = Choice(name, before, self._options.chosen, why, self._utc_now(), version)
+        # in place of what was seen when this was decided: a choice made elsewhere meanwhile stays
+        choice = Choice(name, before, self._options.chosen, why, self._utc_now(), self._seen)
         now = await self._store.put(CHOICE, choice)
         if now is None:
             raise SwitchedElsewhere("another worker has just switched; look again")
         log.info("- recogniser switched", provider=name, was=self.chosen, why=why)
         self._choice = now
+        self._seen = now.version
 
     @property
     def _on_trial(self) -> bool:
@@ -304,13 +318,19 @@ class Recognition:
 
     async def _follow(self) -> None:
         choice = await self._store.get(CHOICE)
-        known = self._choice.version if self._choice else 0
-        if choice is not None and choice.version > known and choice.setting == self._options.chosen:
+        if choice is None or (choice.version == self._seen and self._now() < self._try_again_at):
+            return
+        self._seen = choice.version
+        self._try_again_at = self._now() + self._options.adopt_again_s
+        adopted = self._choice is not None and self._choice.version == choice.version
+        if choice.setting == self._options.chosen and not adopted:  # else STT_PROVIDER is the newer word
             await self._adopt(choice)
 
     async def _roll_back(self) -> None:
         choice = self._choice
-        if choice is None or not self._on_trial or not self._open[choice.value].breaker.open:
+        if choice is None or choice.version != self._seen or not self._on_trial:
+            return
+        if not self._open[choice.value].breaker.open:
             return
         reason = self._open[choice.value].breaker.reason
         log.warning("x switched back", provider=choice.before, was=choice.value, kind=reason)
@@ -320,17 +340,27 @@ class Recognition:
     async def _keep_probing(self) -> None:
         while True:
             await asyncio.sleep(self._options.probe_tick_s)
-            due = [one for one in self._open.values() if one.breaker.probe_due(self._now())]
+            due = [one for one in self._open.values() if one.suspected or one.breaker.probe_due(self._now())]
             async with asyncio.TaskGroup() as group:
                 for candidate in due:
                     group.create_task(self._probe(candidate))
 
     async def _probe(self, candidate: Candidate) -> None:
+        kind = ""
         try:
             await preflight(candidate.stt, self._options.language, self._options.preflight)
         except SttError as error:
-            candidate.breaker.probe_failed(self._now(), error.kind)
-            log.debug("x recogniser still broken", provider=candidate.name, kind=error.kind)
-        else:
+            kind = error.kind
+        except Exception as error:  # the edge of a probe: it must not end the others
+            log.error("x probe broke", provider=candidate.name, exc_info=error)
+            kind = "bug"
+        candidate.suspected = False
+        if not kind:
+            log.info("- recogniser understands", provider=candidate.name, was_broken=candidate.breaker.open)
             candidate.breaker.succeeded()
-            log.info("- recogniser well again", provider=candidate.name)
+        elif candidate.breaker.open:
+            candidate.breaker.probe_failed(self._now(), kind)
+            log.debug("x recogniser still broken", provider=candidate.name, kind=kind)
+        else:
+            candidate.breaker.failed(self._now(), kind, curable=False)
+            log.warning("x recogniser is broken", provider=candidate.name, kind=kind)

@@ -101,7 +101,7 @@ class RemoteClient:
             async with asyncio.timeout(within_s):
                 try:
                     reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
-                except OSError as error:
+                except (OSError, ValueError) as error:  # a host that is no name is a UnicodeError
                     message = f"no recogniser at {self.address}: start it (malgil asr) or set ASR_URL"
                     raise stt_error("connect", f"{message} ({type(error).__name__})") from error
         except TimeoutError as error:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from app.errors import SttError
-from app.services.ai_call.google_client import GoogleOptions, connect, reach, require, translated
+from app.services.ai_call.google_client import LANGUAGES, GoogleOptions, connect, reach, require, translated
 
 if TYPE_CHECKING:
     from google.cloud.speech_v1 import SpeechAsyncClient
@@ -101,9 +101,6 @@ class STTService:
 
 # ---------------------------------------------------------------- Google
 
-_GOOGLE_LANGUAGES = {"ko": ("ko-KR",), "en": ("en-US",), "auto": ("ko-KR", "en-US")}
-"""The language, then its alternatives."""
-
 
 class GoogleBatch:
     """STT_BATCH_PROVIDER=google: `recognize` of Speech-to-Text v1. Raises ConfigError."""
@@ -129,7 +126,7 @@ class GoogleBatch:
 
         client = await self._connected()
         await reach(client, self._options.connect_s)
-        spoken, *alternatives = _GOOGLE_LANGUAGES[language]
+        spoken, *alternatives = LANGUAGES[language]
         pcm, rate = _unwrapped(wav)
         config = RecognitionConfig(
             encoding=RecognitionConfig.AudioEncoding.LINEAR16,

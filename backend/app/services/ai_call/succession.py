@@ -30,6 +30,8 @@ class Candidate:
         self.breaker = breaker or Breaker()
         self.calls = 0
         """Calls that listen through it now."""
+        self.suspected = False
+        """A call heard nothing from it."""
         self._on_final = on_final
         self._finals_ms: deque[float] = deque(maxlen=FINALS_KEPT)
 
@@ -60,6 +62,10 @@ class StreamEnd:
 
 EOF = "eof"
 """The recogniser ended its stream without an error."""
+MUTE = "mute"
+"""It takes audio and tells no words. Perhaps there were none: a probe decides (recognition.py)."""
+SLOW = ("timeout", "stall", MUTE)
+"""Ends that the caller has waited for too long to wait for another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,7 @@ class Succession:
         if not (end.useful and end.kind == EOF):  # some end after each utterance: no fault of theirs
             self._fault(end)
         row = self._options.reopen_s if self._is_last else self._options.reopen_before_successor_s
-        hopeless = not self._is_last and (not end.curable or end.kind == "timeout")
+        hopeless = not self._is_last and (not end.curable or end.kind in SLOW or self.current.breaker.open)
         if hopeless or self._failures >= len(row):
             return self._move_on()
         self._failures += 1
@@ -117,6 +123,9 @@ class Succession:
 
     def _fault(self, end: StreamEnd) -> None:
         self._on_fault(self.current.name, end.kind)
+        if end.kind == MUTE:
+            self.current.suspected = True
+            return
         # a silent caller's stream that is closed after minutes says nothing about the recogniser
         lived_s = self._options.healthy_s if end.kind == EOF else self._options.idle_s
         if not end.useful and (end.lived_s < lived_s or not end.curable):

@@ -117,6 +117,7 @@ class TurnMachine:
         """The recogniser ends utterances itself and its final ends the turn; otherwise our endpointer does, and one
         final is owed for each utterance it ended."""
         self._finals_owed = 0
+        self._inherited = 0  # of those owed, what a lost recogniser left behind: some may be answered already
         self._asked_again = False
         self._speech_ms = 0
         self._last_speech_ms = 0
@@ -217,31 +218,35 @@ class TurnMachine:
     def _recogniser_changed(self, vendor_ends_turn: bool, owed: int) -> list[Command]:
         """What the lost one owed, the new one owes now; or it ends turns in its own way."""
         self._vendor_ends_turn = vendor_ends_turn
-        self._finals_owed = 0 if vendor_ends_turn else owed
+        self._finals_owed = self._inherited = 0 if vendor_ends_turn else owed
         if self.phase is Phase.CLOSING or self._speaking:
             return []
         if vendor_ends_turn and self._words:
             return [DropTimer("transcript"), SetTimer("unfinished", self.rules.transcript_wait_ms)]
         if self._finals_owed:
             return [SetTimer("transcript", self.rules.transcript_wait_ms)]
-        return [DropTimer("transcript")]
+        commands: list[Command] = [DropTimer("transcript")]
+        if self.phase is Phase.LISTENING:  # that timer may have been all that went on
+            again: Timer = "no_words" if self._partial else "silence"
+            commands.append(SetTimer(again, self.rules.no_words_ms if self._partial else self.rules.silence_ms))
+        return commands
 
     def _heard_partial(self, transcript: Transcript) -> list[Command]:
-        used = 0 < transcript.end_ms <= self._used_until_ms
-        if used or self._ignored(transcript) or not transcript.text.strip():
+        if self._used(transcript) or self._ignored(transcript) or not transcript.text.strip():
             return []
         self._partial = transcript.text.strip()
         # words are proof enough of an interruption: the final is not waited for
         commands = self._interrupted() if self.phase is Phase.REPLYING else []
-        if self._vendor_ends_turn and not self._speaking:  # should its final never come, nothing else would
+        if not self._finals_owed and not self._speaking:  # should its final never come, nothing else would
             commands.append(SetTimer("no_words", self.rules.no_words_ms))
         return commands
 
     def _heard_final(self, transcript: Transcript, ms: int) -> list[Command]:
-        if 0 < transcript.end_ms <= self._used_until_ms:
+        if self._used(transcript) and not self._inherited:
             return []  # its partial stood for it; nothing is owed for it any more
+        self._inherited = max(0, self._inherited - 1)
         self._finals_owed = max(0, self._finals_owed - 1)
-        text = "" if self._ignored(transcript) else transcript.text.strip()
+        text = "" if self._ignored(transcript) or self._used(transcript) else transcript.text.strip()
         self._partial = ""
         commands: list[Command] = []
         if text or not self._vendor_ends_turn:
@@ -255,6 +260,11 @@ class TurnMachine:
                 return [*commands, DropTimer("silence"), SetTimer("unfinished", self.rules.unfinished_ms)]
         return commands + self._end_of_turn(only_noise=not text and bool(self._words))
 
+    def _used(self, transcript: Transcript) -> bool:
+        """Its partial was answered. A vendor's end is rough, so the middle of it counts."""
+        at_ms = (transcript.start_ms + transcript.end_ms) / 2 if self._vendor_ends_turn else transcript.end_ms
+        return 0 < at_ms <= self._used_until_ms
+
     def _ignored(self, transcript: Transcript) -> bool:
         return self._talked_over or 0 < transcript.end_ms <= self._ignored_until_ms
 
@@ -267,7 +277,7 @@ class TurnMachine:
         if self._words:
             return commands + self._reply()
         if self.phase is Phase.REPLYING:
-            return commands + self._go_on()
+            return commands if self._speaking else commands + self._go_on()
         return [*commands, SetTimer("silence", self.rules.silence_ms)]
 
     def _reply(self) -> list[Command]:
