@@ -1,5 +1,6 @@
 """The recogniser as a program of its own: `malgil asr`, its settings, its drain."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -19,7 +20,7 @@ from app.hearing import detectors, model_options
 from app.serving import listen
 from tests.asr.files import encoded, silence
 from tests.asr.sample_calls import spoken
-from tests.asr.served import Speaker, lines, next_line
+from tests.asr.served import Speaker, error_of, lines, next_line
 from tests.servers import Process, free_port, process, until
 
 HELLO = spoken("안녕하세요.").pcm
@@ -99,6 +100,41 @@ async def test_a_speaker_who_does_not_finish_is_told_that_we_leave(how: str) -> 
             speaker.end()
         assert await server.exit_code() == 0
         assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("path", ["/transcribe", "/transcribe-sync"])
+async def test_who_has_been_told_nothing_yet_is_refused_when_we_leave(path: str) -> None:
+    """A stream whose WAV header is not there yet, and an upload: neither may wait for its connection to be cut."""
+    async with running() as (server, url, http), asyncio.TaskGroup() as group:
+        speaker = Speaker()
+        speaker.say(encoded("wav", HELLO)[:20])
+        asking = group.create_task(http.post(url + path, data=speaker, headers={"Content-Type": "audio/wav"}))
+        await asyncio.sleep(0.5)  # it says nothing by which we could know that it is there
+        server.signal(signal.SIGTERM)
+        await until(lambda: "draining" in server.output)
+        server.signal(signal.SIGTERM)
+        async with await asking as answer:
+            assert await error_of(answer) == (503, "shutdown")
+        speaker.end()
+        assert await server.exit_code() == 0
+        assert "Traceback" not in server.output
+
+
+async def test_a_signal_while_the_model_is_fetched_ends_it_at_once(tmp_path: Path) -> None:
+    """By a handler: without one the first process of a container ignores SIGTERM."""
+    asked = asyncio.Event()
+
+    async def hangs(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        asked.set()
+
+    async with await asyncio.start_server(hangs, "127.0.0.1", 0) as hub:
+        endpoint = f"http://127.0.0.1:{hub.sockets[0].getsockname()[1]}"
+        fetching = {"MODEL_NAME": "tiny", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+        with process("asr", **{**DEMO, **fetching, "ASR_PORT": str(free_port())}) as server:
+            async with asyncio.timeout(10):
+                await asked.wait()
+            server.signal(signal.SIGTERM)
+            assert await server.exit_code(2) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(

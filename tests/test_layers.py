@@ -90,7 +90,15 @@ MAY_IMPORT = {
 PURE = (
     *("services.ai_call.types", "services.ai_call.turns", "services.ai_call.sentences", "services.ai_call.prompt"),
     *("services.ai_call.completeness", "services.ai_call.breaker", "services.ai_call.backlog"),
-    *("services.ai_call.succession", "asr.gates", "asr.windows", "asr.inventions", "asr.pieces", "audio.timeline"),
+    *(
+        "services.ai_call.succession",
+        "asr.gates",
+        "asr.windows",
+        "asr.inventions",
+        "asr.numerals",
+        "asr.pieces",
+        "audio.timeline",
+    ),
     *("services.ai_call.language", "audio.types", "audio.endpoint", "audio.chunker", "audio.g711"),
     *("telephony.media_stream", "telephony.twiml", "telephony.signature", "telephony.stream_token"),
     *("simulator.playout", "simulator.wire"),
@@ -117,6 +125,7 @@ CATCHES_ALL = {
     "asr.engine": "_decode",  # a thread: the error goes to whoever waits
     "asr.hub_download": "main",  # a process of its own
     "asr.recogniser": "load warm_up",  # CTranslate2 raises anything
+    "asr.worker": "_one_life",  # a thread: without it no process would ever be started again
     "asr.worker_child": "load decode",  # a process of its own
     "background": "_guarded",
     "services.ai_call.google_stt": "_open_leg",  # and raises it again

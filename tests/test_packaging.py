@@ -167,6 +167,7 @@ def test_the_recogniser_is_built_with_what_its_profile_needs_and_knows_no_secret
     assert (on_cpu["profiles"], on_gpu["profiles"]) == (["cpu"], ["gpu"])
     assert on_gpu["build"]["args"]["EXTRAS"] in extras()
     assert on_gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    assert on_gpu["environment"] == on_cpu["environment"] | {"DEVICE": "${DEVICE:-cuda}"}
     assert on_gpu["networks"]["default"]["aliases"] == ["asr"]
     for service in (on_cpu, on_gpu):
         assert service["command"] == ["malgil", "asr"]
@@ -174,6 +175,20 @@ def test_the_recogniser_is_built_with_what_its_profile_needs_and_knows_no_secret
         names = {name.lower() for name in service["environment"]}
         assert names <= set(Settings.model_fields)
         assert {name for name in names if Settings.model_fields[name].annotation is SecretStr} == {"asr_api_key"}
+
+
+def test_a_container_of_ours_may_do_no_more_than_it_must_and_hears_a_signal() -> None:
+    compose = YAML(typ="safe").load(ROOT / "docker-compose.yml")
+    for name in ("backend", "asr", "asr-gpu"):
+        service = compose["services"][name]
+        assert (service["init"], service["read_only"]) == (True, True)
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["pids_limit"] == 1024
+        assert re.fullmatch(r"\$\{[A-Z_]+_MEMORY:-\d+g\}", service["mem_limit"])
+        assert service["stop_grace_period"] == "330s"
+        assert any(volume.endswith(":/srv/malgil/data") for volume in service["volumes"])
+        assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
 
 
 def test_ci_runs_what_a_person_would_type(tmp_path: Path) -> None:

@@ -21,13 +21,13 @@ from app.background import Background
 from app.clock import utc_now
 from app.config import Settings
 from app.hearing import detectors, model_options, stream_options
-from app.serving import listen, loop_factory, uvicorn_config
+from app.serving import listen, run, uvicorn_config
 
 log = structlog.get_logger(__name__)
 
 
 GRACE_S = 3
-"""For streams that were told to end to say their last words."""
+"""For requests that were told to end to say their last words."""
 
 
 class AsrServer(uvicorn.Server):
@@ -61,7 +61,7 @@ class AsrServer(uvicorn.Server):
 
     def _leave(self) -> None:
         if isinstance(service := getattr(self._app.state, "service", None), AsrService):
-            service.end_streams()
+            service.end_all()
         asyncio.get_running_loop().call_later(GRACE_S, self._force)
 
     def _force(self) -> None:
@@ -79,11 +79,8 @@ def serve_asr(settings: Settings, on_serving: Callable[[ModelShelf], None] = lam
                 background.start(shelf.fetch())
                 await AsrServer(app, settings.drain_s, lambda: on_serving(shelf)).serve(sockets=[listener])
 
-    with (
-        listen(settings.host, settings.asr_port, "ASR_PORT") as listener,
-        asyncio.Runner(loop_factory=loop_factory()) as runner,
-    ):
-        runner.run(process(listener))
+    with listen(settings.host, settings.asr_port, "ASR_PORT") as listener:
+        run(process(listener))
 
 
 def asr_options(settings: Settings) -> AsrOptions:

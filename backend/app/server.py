@@ -15,7 +15,7 @@ import uvicorn
 
 from app.config import Settings
 from app.main import create_app
-from app.serving import listen, loop_factory, uvicorn_config
+from app.serving import listen, run, uvicorn_config
 from app.wiring import Services, open_services
 
 log = structlog.get_logger(__name__)
@@ -83,8 +83,5 @@ def serve(settings: Settings, on_serving: Callable[[Services], None]) -> None:
         async with open_services(settings) as services:
             await Server(services, lambda: on_serving(services)).serve(sockets=[listener])
 
-    with (
-        listen(settings.host, settings.port) as listener,
-        asyncio.Runner(loop_factory=loop_factory()) as runner,
-    ):
-        runner.run(process(listener))
+    with listen(settings.host, settings.port) as listener:
+        run(process(listener))

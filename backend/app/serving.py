@@ -1,8 +1,12 @@
 """What our two programs have in common: the listening socket, uvicorn's settings, the event loop."""
 
 import asyncio
+import os
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -51,6 +55,19 @@ def uvicorn_config(app: FastAPI, grace_s: int) -> uvicorn.Config:
         access_log=False,
         server_header=False,
     )
+
+
+def run(program: Coroutine[Any, Any, None]) -> None:
+    """Run it to its end. Until uvicorn has its own handlers, SIGTERM ends the process at once, while a model is fetched
+    as well: the first process of a container would not hear it without a handler. The children of ours end when their
+    standard input does."""
+    signal.signal(signal.SIGTERM, _exit)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(program)
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -18,11 +18,16 @@ KINDS = {
     "vorbis": ("ogg", "vorbis"),
     "webm": ("webm", "libopus"),
 }
+UNFIT_KINDS = {
+    **{codec: ("matroska", codec) for codec in ("aac", "ac3", "alac", "mp2")},
+    **{codec: ("wav", codec) for codec in ("adpcm_ima_wav", "adpcm_ms")},
+}
+"""Their containers are understood, and FFmpeg could decode them."""
 
 
 def encoded(kind: str, pcm: bytes, rate: int = 8000, *, file_rate: int = 0, channels: int = 1) -> bytes:
-    """16-bit mono PCM as a file of one of KINDS."""
-    container, codec = KINDS[kind]
+    """16-bit mono PCM as a file of one of KINDS or UNFIT_KINDS."""
+    container, codec = (KINDS | UNFIT_KINDS)[kind]
     if codec == "vorbis":
         channels = 2  # all that FFmpeg's own encoder can
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[channels]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.asr.engine import DecodeEngine, EngineOptions, Kind
 from app.asr.models import DEMO_FOLDER
@@ -16,7 +17,7 @@ from tests.asr.sample_calls import RATE, sample_calls
 
 class Scripted:
     """Answers with the audio's own bytes as text, when it is let; `!` fails, and the batch that it is in, `?` is lost
-    without a word. What has equal rates may share a batch."""
+    without a word, `odd` looks wrong at the first look. What has equal rates may share a batch, second looks none."""
 
     def __init__(self, workers: int = 1, max_batch: int = 1) -> None:
         self.workers = workers
@@ -24,6 +25,7 @@ class Scripted:
         self.gate = threading.Semaphore(0)
         self.entered = threading.Semaphore(0)
         self.batches: list[tuple[list[str], int]] = []
+        self.looks: list[str] = []
         self.threads: set[str] = set()
 
     @property
@@ -31,7 +33,7 @@ class Scripted:
         return [text for texts, _ in self.batches for text in texts]
 
     def batch_key(self, request: Request) -> Hashable:
-        return request.rate
+        return object() if request.look == "second" else request.rate
 
     def decode(self, requests: Sequence[Request], *, beam: int) -> list[Decoded]:
         self.threads.add(threading.current_thread().name)
@@ -39,12 +41,21 @@ class Scripted:
         assert self.gate.acquire(timeout=20)
         texts = [request.pcm.decode() for request in requests]
         self.batches.append((texts, beam))
+        self.looks += [request.look for request in requests]
         if "!" in texts:
             raise ValueError("no")
         if "worker" in texts:
             raise SttError("its process died", provider="local", kind="worker", retryable=True)
         return [
-            Decoded(text, "ko", decode_ms=100.0, redecoded=text.startswith("again")) for text in texts if text != "?"
+            Decoded(
+                one.pcm.decode(),
+                "ko",
+                decode_ms=100.0 if one.look == "first" else 900.0,
+                redecoded=one.look == "second",
+                suspect=one.look == "first" and one.pcm.startswith(b"odd"),
+            )
+            for one in requests
+            if one.pcm != b"?"
         ]
 
     def let(self, count: int) -> None:
@@ -183,6 +194,18 @@ async def test_says_when_one_more_call_would_be_too_many() -> None:
         assert not engine.full
 
 
+async def test_partials_keep_no_call_out() -> None:
+    decoder = Scripted()
+    async with behind(decoder, max_queued=4, late_s=60.0) as engine:
+        for _ in range(4):
+            engine.submit(request("partial"), Kind.PARTIAL)
+        assert not engine.full
+        for _ in range(3):
+            assert not engine.full
+            engine.submit(request("final"), Kind.FINAL)
+        assert engine.full
+
+
 async def test_is_full_when_finals_come_late_but_not_for_partials_or_guesses() -> None:
     decoder = Scripted()
     async with serving(decoder, late_s=0.0) as engine:
@@ -220,14 +243,14 @@ async def test_cancelling_a_waiting_caller_drops_its_job() -> None:
 
 @asynccontextmanager
 async def behind(decoder: Scripted, **options: float) -> AsyncIterator[DecodeEngine]:
-    """With the only worker busy; what is submitted meanwhile is decoded when the block ends."""
+    """With every worker busy; what is submitted meanwhile is decoded when the block ends."""
     async with serving(decoder, **options) as engine:
-        running = engine.submit(request("running"), Kind.FINAL)
-        await decoder.busy()
+        for worker in range(decoder.workers):
+            engine.submit(request("running", -1 - worker), Kind.FINAL)
+            await decoder.busy()
         yield engine
         decoder.let(100)
-        await running.future
-        while engine.queue_depth or not engine.idle:  # noqa: ASYNC110 - threads decide
+        while engine.queue_depth:  # noqa: ASYNC110 - threads decide
             await asyncio.sleep(0.001)
 
 
@@ -248,12 +271,45 @@ async def test_a_batch_has_one_key_and_begins_with_the_most_urgent() -> None:
     assert [texts for texts, _ in decoder.batches[1:]] == [["b", "d"], ["c", "a"]]
 
 
-async def test_partials_share_with_partials_only() -> None:
-    decoder = Scripted(max_batch=8)
+@pytest.mark.parametrize(("workers", "partials"), [(1, [(["p"], 1), (["q"], 1)]), (2, [(["p", "q"], 1)])])
+async def test_partials_share_with_partials_only(workers: int, partials: list[tuple[list[str], int]]) -> None:
+    """And with none where a final would wait for them all."""
+    decoder = Scripted(workers, max_batch=8)
     async with behind(decoder, beam=1) as engine:
         for text, kind in [("p", Kind.PARTIAL), ("f", Kind.FINAL), ("q", Kind.PARTIAL), ("g", Kind.GUESS)]:
             engine.submit(request(text), kind)
-    assert decoder.batches[1:] == [(["f", "g"], 1), (["p", "q"], 1)]
+    decoded = [(texts, beam) for texts, beam in decoder.batches if texts != ["running"]]
+    assert sorted(decoded) == [(["f", "g"], 1), *partials]
+
+
+async def test_partials_leave_a_thread_free_for_a_final() -> None:
+    decoder = Scripted(workers=2)
+    async with serving(decoder) as engine:
+        jobs = [engine.submit(request("partial"), Kind.PARTIAL)]
+        await decoder.busy()
+        jobs.append(engine.submit(request("partial"), Kind.PARTIAL))
+        assert not await asyncio.to_thread(decoder.entered.acquire, timeout=0.1)  # nothing tells of what never begins
+        jobs.append(engine.submit(request("final"), Kind.FINAL))
+        await decoder.busy()
+        assert engine.queue_depth == 1
+        decoder.let(3)
+        await asyncio.gather(*(job.future for job in jobs))
+
+
+async def test_partials_that_wait_share_the_next_decode() -> None:
+    decoder = Scripted(workers=2, max_batch=8)
+    async with serving(decoder) as engine:
+        jobs = [engine.submit(request("0"), Kind.PARTIAL)]
+        await decoder.busy()
+        for number in range(1, 6):
+            assert engine.idle
+            jobs.append(engine.submit(request(str(number)), Kind.PARTIAL))
+        final = engine.submit(request("final"), Kind.FINAL)
+        await decoder.busy()
+        assert engine.queue_depth == 5
+        decoder.let(3)
+        await asyncio.gather(final.future, *(job.future for job in jobs))
+    assert sorted(texts for texts, _ in decoder.batches) == [["0"], ["1", "2", "3", "4", "5"], ["final"]]
 
 
 async def test_a_decode_begins_at_once_and_waits_for_no_others() -> None:
@@ -287,12 +343,78 @@ async def test_a_decoder_that_loses_an_answer_gives_nobody_anothers_words() -> N
     assert jobs[1].future.result().text == "a"
 
 
-async def test_counts_the_second_looks() -> None:
+async def test_what_is_cancelled_is_not_decoded_though_the_loop_has_not_come_round_to_it() -> None:
+    decoder = Scripted()
+    async with behind(decoder) as engine:
+        cancelled = engine.submit(request("cancelled"), Kind.FINAL)
+        engine.submit(request("next"), Kind.FINAL)
+        cancelled.future.cancel()
+        decoder.let(1)
+        assert decoder.entered.acquire(timeout=20)  # the loop stands still until the thread has the next one
+    assert decoder.decoded == ["running", "next"]
+
+
+# ---------------------------------------------------------------- second looks
+
+
+async def test_one_that_looks_wrong_keeps_its_batch_waiting_for_nothing() -> None:
     decoder = Scripted(max_batch=8)
     async with behind(decoder) as engine:
-        for text in ("a", "again a", "again b"):
-            engine.submit(request(text), Kind.FINAL)
-    assert (engine.decodes, engine.batches, engine.redecodes) == (4, 2, 2)
+        jobs = [engine.submit(request(text), Kind.FINAL) for text in ("a", "odd", "b", "odd too")]
+        decoder.let(2)
+        assert [(await jobs[at].future).text for at in (0, 2)] == ["a", "b"]
+        assert not jobs[1].future.done()
+        decoder.let(2)
+        again = [await jobs[at].future for at in (1, 3)]
+        assert [(one.text, one.redecoded) for one in again] == [("odd", True), ("odd too", True)]
+        assert (engine.decodes, engine.batches, engine.redecodes) == (5, 2, 2)
+        assert engine.decode_ms < 100.0  # of first looks
+    assert decoder.batches[1:] == [(["a", "odd", "b", "odd too"], 2), (["odd"], 2), (["odd too"], 2)]
+    assert decoder.looks == ["first"] * 5 + ["second"] * 2
+
+
+async def test_a_second_look_goes_behind_those_who_had_none() -> None:
+    decoder = Scripted()
+    async with behind(decoder) as engine:
+        odd = engine.submit(request("odd"), Kind.GUESS)
+        decoder.let(1)
+        await decoder.busy()
+        engine.submit(request("final"), Kind.FINAL)
+        engine.submit(request("partial"), Kind.PARTIAL)
+        decoder.let(100)
+        assert (await odd.future).redecoded
+    assert decoder.decoded[1:4] == ["odd", "final", "odd"]
+
+
+async def test_a_partial_has_one_look() -> None:
+    decoder = Scripted()
+    async with behind(decoder) as engine:
+        job = engine.submit(request("odd"), Kind.PARTIAL)
+        decoder.let(2)
+        assert not (await job.future).redecoded
+    assert decoder.looks == ["first", "first"]
+
+
+async def test_without_room_for_a_second_look_the_first_one_stands() -> None:
+    decoder = Scripted()
+    async with behind(decoder, max_queued=1) as engine:
+        odd = engine.submit(request("odd"), Kind.FINAL)
+        decoder.let(1)
+        await decoder.busy()
+        engine.submit(request("waits"), Kind.FINAL)
+        decoder.let(1)
+        assert not (await odd.future).redecoded
+    assert decoder.looks == ["first"] * 3
+
+
+async def test_what_nobody_waits_for_has_no_second_look() -> None:
+    decoder = Scripted()
+    async with behind(decoder) as engine:
+        odd = engine.submit(request("odd"), Kind.GUESS)
+        decoder.let(1)
+        await decoder.busy()
+        odd.future.cancel()
+    assert decoder.looks == ["first"] * 2
 
 
 # ---------------------------------------------------------------- failures
@@ -307,6 +429,18 @@ async def test_a_failing_decode_fails_alone() -> None:
         assert failed.value.kind == "decode"
         assert isinstance(failed.value.__cause__, ValueError)
         assert (await engine.decode(request("well"))).text == "well"
+
+
+async def test_an_error_that_says_what_is_wrong_is_told_without_a_stack() -> None:
+    decoder = Scripted()
+    decoder.let(2)
+    async with serving(decoder) as engine:
+        with capture_logs() as logs:
+            for text in ("worker", "!"):
+                with pytest.raises(SttError):
+                    await engine.decode(request(text))
+    told = [(log["log_level"], log.get("kind"), log.get("exc_info", False)) for log in logs]
+    assert told == [("warning", "worker", False), ("error", None, True)]
 
 
 async def test_a_job_has_a_bound() -> None:
@@ -340,17 +474,20 @@ async def test_is_stuck_while_a_decode_outlasts_its_bound() -> None:
         assert not engine.stuck
 
 
-async def test_is_idle_while_a_partial_would_keep_nobody_waiting() -> None:
-    for workers, left_idle in ((1, False), (2, False), (3, True)):
-        decoder = Scripted(workers)
-        async with serving(decoder) as engine:
-            assert engine.idle
-            job = engine.submit(request("running"), Kind.FINAL)
-            await decoder.busy()
-            assert engine.idle is left_idle
-            decoder.let(1)
-            await job.future
-            assert engine.idle
+async def test_is_idle_while_nothing_more_urgent_than_a_partial_waits() -> None:
+    decoder = Scripted()
+    async with serving(decoder) as engine:
+        assert engine.idle
+        jobs = [engine.submit(request("running"), Kind.FINAL)]
+        await decoder.busy()
+        assert engine.idle
+        jobs.append(engine.submit(request("partial"), Kind.PARTIAL))
+        assert engine.idle
+        jobs.append(engine.submit(request("guess"), Kind.GUESS, due_s=1.0))
+        assert not engine.idle
+        decoder.let(3)
+        await asyncio.gather(*(job.future for job in jobs))
+        assert engine.idle
 
 
 async def test_knows_what_a_decode_takes() -> None:

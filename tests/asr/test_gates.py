@@ -40,6 +40,12 @@ def hypothesis(
     [
         ("네.", 200),
         ("네, 네, 네.", 450),
+        ("네, 네, 네, 네, 네.", 1100),
+        ("네네네네네네.", 900),
+        ("No, no, no, no, no.", 1100),
+        ("No, no, no, no, no, no.", 1000),
+        ("Hello? Hello? Hello? Hello? Hello?", 2500),
+        ("여보세요? 여보세요? 여보세요? 여보세요? 여보세요?", 4000),
         ("아니요 아니요 아니요", 900),
         ("여보세요? 여보세요? 여보세요?", 1500),
         ("Hello? Hello? Hello?", 1200),
@@ -49,6 +55,17 @@ def hypothesis(
         ("Thank you.", 400),
         ("010-0000-0000이에요.", 2500),
         ("공 공 공 공", 800),
+        ("0 1 0 8 8 8 8 8 1 2 3", 3500),
+        ("0, 1, 0, 2, 2, 2, 2, 2, 3, 3, 4", 3500),
+        ("0 0 0 0 0", 2000),
+        ("일오팔팔 팔팔팔팔", 1800),
+        ("공일공 공공공공 공공공공", 2500),
+        ("010 1010 1010 10", 2500),
+        ("공 일 공 이 이 이 이 이 삼 삼 사", 3500),
+        ("one two eight eight eight eight eight eight eight eight", 3500),
+        ("1 2 1 2 1 2 1 2", 2000),
+        ("010-0000-0000 010-0000-0000 010-0000-0000", 8000),
+        ("1,000,000,000원", 500),
         ("시청해 주셔서 감사합니다.", 1600),
         ("시청 앞으로 와 주셔서 감사합니다.", 1400),
         ("구독을 취소하고 싶어요.", 1000),
@@ -114,17 +131,28 @@ def test_the_longest_repeat(text: str, repeat: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("text", "speech_ms"),
     [
-        (NE * 5, 5000),
+        (NE * 7, 5000),  # six times is said
         (NE * 3, 449),
+        (NE * 6, 899),
+        ("No. " * 30, 20_000),
+        ("여보세요? " * 5, 1499),
+        ("representative " * 5, 10_000),  # of long words, four times
+        ("네 그리고 " * 5, 10_000),
+        ("0 " * 13, 10_000),
+        ("0 " * 6, 599),
+        ("공" * 13, 10_000),
+        ("in 5 minutes " * 3, 5000),
+        ("0 0 0 0 0 " + "그래서 제가 지금 " * 3, 10_000),
+        ("Oh, " * 8, 10_000),
         ("그래서 제가 지금 " * 3, 5000),
         ("안 들려요 " * 3, 899),
         ("안 들려요 " * 5, 5000),
-        ("하하하하하하", 5000),
+        ("하하하하하하하", 5000),  # a syllable six times might be a word
         ("감사합니다" * 6, 10_000),
     ],
 )
 def test_a_loop_is_not_believed(text: str, speech_ms: float) -> None:
-    assert why_not(hypothesis(text, speech_ms), 0.6) == "loop"
+    assert why_not(hypothesis(text, speech_ms, tokens=len(text.split())), 0.6) == "loop"
 
 
 def test_text_that_compresses_too_well_is_a_loop() -> None:
@@ -146,6 +174,13 @@ def test_more_words_than_anyone_can_say_are_not_believed() -> None:
     assert why_not(hypothesis("말", 1000, tokens=23), 0.6) == "too_many_words"
 
 
+def test_long_speech_that_fills_the_context_is_believed_unless_it_is_too_fast() -> None:
+    """28 s of ordinary Korean is eight tokens a second: more than Whisper's text context holds."""
+    assert why_not(hypothesis("말", 28_000, tokens=MAX_TOKENS), 0.6) == ""
+    assert why_not(hypothesis("말", 15_000, tokens=MAX_TOKENS), 0.6) == ""
+    assert why_not(hypothesis("말", 14_000, tokens=MAX_TOKENS), 0.6) == "too_many_words"
+
+
 # ---------------------------------------------------------------- known inventions
 
 
@@ -165,6 +200,9 @@ def test_more_words_than_anyone_can_say_are_not_believed() -> None:
         "thanks for watching",
         "Please subscribe.",
         "Subtitles by the Amara.org community",
+        "끝까지 시청해주셔서 감사합니다.",
+        "구독, 좋아요 부탁드립니다.",
+        "Thank you so much for watching!",
     ],
 )
 def test_inventions_are_dropped_where_the_speech_is_short_or_the_decoder_unsure(text: str) -> None:
@@ -174,8 +212,38 @@ def test_inventions_are_dropped_where_the_speech_is_short_or_the_decoder_unsure(
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "구독과 좋아요 부탁드립니다. 시청해주셔서 감사합니다.",
+        "시청해 주셔서 감사합니다. 다음 영상에서 만나요!",
+        "Thank you for watching. Please subscribe.",
+        "감사합니다. 시청해주셔서 감사합니다.",
+        "Subtitles by the Amara.org community. Thank you.",
+    ],
+)
+def test_inventions_are_dropped_in_company(text: str) -> None:
+    assert is_invention(text, speech_ms=2999, avg_logprob=-0.1)
+    assert is_invention(text, speech_ms=8000, avg_logprob=-0.51)
+    assert not is_invention(text, speech_ms=3000, avg_logprob=-0.5)
+    assert not is_invention(f"예약했어요. {text}", speech_ms=500, avg_logprob=-3.0)
+
+
+@pytest.mark.parametrize(
     ("text", "speech_ms", "dropped"),
-    [("감사합니다.", 299, True), ("감사합니다.", 300, False), ("네.", 100, False), ("Thank you.", 100, False)],
+    [
+        ("감사합니다.", 299, True),
+        ("감사합니다.", 300, False),
+        ("고맙습니다.", 299, True),
+        ("고맙습니다.", 300, False),
+        ("Thank you.", 299, True),  # over clicks the most frequent of all
+        ("Thank you.", 300, False),
+        ("Thank you. Thank you.", 599, True),
+        ("감사합니다. 고맙습니다.", 600, False),
+        ("네.", 100, False),
+        ("네. 감사합니다.", 250, False),
+        ("예약 취소해 주세요. 감사합니다.", 250, False),
+        ("...", 100, False),
+    ],
 )
 def test_ordinary_words_are_spared(text: str, speech_ms: float, dropped: bool) -> None:
     assert is_invention(text, speech_ms=speech_ms, avg_logprob=-3.0) is dropped

@@ -112,6 +112,17 @@ IN_PAUSE, IN_SPEECH = True, False
         ("오늘 영업시간이.", IN_SPEECH, "시간이 어떻게", "오늘 영업시간이 어떻게"),
         ("오늘 영업시", IN_SPEECH, "업시간이 어떻게", "오늘 영업시간이 어떻게"),
         ("my reser", IN_SPEECH, "servation please", "my reservation please"),
+        # the overlap holds one digit, and no more
+        ("010 1212", IN_SPEECH, "1234 5678", "010 1212 1234 5678"),
+        ("010 1234 12", IN_SPEECH, "12", "010 1234 12 12"),
+        ("010", IN_SPEECH, "010-0000", "010 010-0000"),
+        ("010-1010", IN_SPEECH, "10-10", "010-1010 10-10"),
+        ("02-02", IN_SPEECH, "02-02", "02-02 02-02"),
+        ("공일공 일이이이", IN_SPEECH, "이이 삼사오육", "공일공 일이이이 이이 삼사오육"),
+        ("공일공 이이", IN_SPEECH, "이이 삼사오육", "공일공 이이 이이 삼사오육"),
+        ("five five", IN_SPEECH, "five five six", "five five five six"),
+        ("0 1 0 8", IN_SPEECH, "8 1 2", "0 1 0 8 1 2"),
+        ("오후 12시", IN_SPEECH, "2시에", "오후 12시에"),
         # one syllable is a coincidence
         ("학교가", IN_SPEECH, "가요", "학교가 가요"),
         # repeated on purpose

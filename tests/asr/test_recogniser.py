@@ -1,6 +1,7 @@
 """How CTranslate2 is asked: the real demo model where words matter, a scripted Whisper where the asking does."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,26 @@ def test_one_of_a_batch_is_looked_at_again_alone() -> None:
         ("아니요.", 5, False),
     ]
     assert [(len(asked.prompts), asked.window_s) for asked in whisper.asked] == [(3, 5), (1, 30)]
+
+
+def test_a_first_look_says_what_deserves_a_second() -> None:
+    whisper = ScriptedWhisper([[Says("네."), Says("음", logprob=-1.5), Says("아니요.")], [Says("여보세요?")]])
+    recogniser = Recogniser(whisper, name="scripted")
+    first = recogniser.decode([replace(seconds(1), look="first")] * 3, beam=2)
+    assert [(one.text, one.suspect, one.redecoded) for one in first] == [
+        ("네.", False, False),
+        ("음", True, False),
+        ("아니요.", False, False),
+    ]
+    second = hear(recogniser, replace(seconds(1), look="second"))
+    assert (second.text, second.suspect, second.redecoded) == ("여보세요?", False, True)
+    assert [(len(asked.prompts), asked.window_s) for asked in whisper.asked] == [(3, 5), (1, 30)]
+
+
+def test_a_second_look_shares_no_decode_with_first_ones() -> None:
+    recogniser, _ = scripted(Says("네."))
+    keys = [recogniser.batch_key(replace(seconds(1), look=look)) for look in ("first", "second", "second")]
+    assert len(set(keys)) == 3
 
 
 def test_what_may_share_a_decode() -> None:

@@ -1,7 +1,9 @@
 """Whole recordings: cut into utterances, decoded behind those who speak right now."""
 
 import asyncio
+import struct
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -13,7 +15,6 @@ from app.asr.recording import MAX_UTTERANCE_MS, Utterances, transcribe
 from app.asr.schemas import Segment
 from app.asr.speech import SpeechFinder
 from app.audio.endpoint import Endpointer, EndpointOptions
-from app.audio.types import SAMPLE_BYTES
 from app.errors import SttError
 from tests.servers import until
 
@@ -84,11 +85,40 @@ async def test_a_recording_of_nobody_asks_nothing_of_the_engine() -> None:
     assert not decoder.heard
 
 
-def test_who_never_pauses_is_cut_into_what_whisper_hears_at_once() -> None:
-    found = Utterances(finder()).push(sound((QUIET, 1), (LOUD, 70), (QUIET, 1)), True)
-    assert [one.speech_ms > 9000 for one in found] == [True, True, True]
-    assert all(len(one.pcm) <= 30 * RATE * SAMPLE_BYTES for one in found)
-    assert sum(one.pcm.count(LOUD) for one in found) == 70 * RATE
+def test_who_never_pauses_is_bounded() -> None:
+    found = Utterances(finder()).push(sound((QUIET, 1), (LOUD, 200), (QUIET, 1)), True)
+    assert [one.speech_ms > 9000 for one in found] == [True, True]
+    assert sum(one.pcm.count(LOUD) for one in found) == 200 * RATE
+
+
+def numbers(count: int) -> bytes:
+    """Half a second each, of its own loudness."""
+    return b"".join(struct.pack("<hh", 2000 + number, -2000 - number) * (RATE // 4) for number in range(count))
+
+
+async def test_a_long_utterance_is_heard_in_pieces_and_told_as_one() -> None:
+    """A minute without a pause long enough to end it: every word once and in order, and no decode over a window."""
+
+    class Numbers(Decoder):
+        def decode(self, requests: Sequence[Request], *, beam: int) -> list[Decoded]:
+            self.heard += requests
+            return [Decoded(self.words(one.pcm), "ko") for one in requests]
+
+        def words(self, pcm: bytes) -> str:
+            heard = Counter(abs(sample) - 2000 for (sample,) in struct.iter_unpack("<h", pcm))
+            return " ".join(f"w{number}" for number, count in heard.items() if number >= 0 and count >= RATE // 12)
+
+    decoder = Numbers()
+    engine = DecodeEngine(decoder)
+    engine.start()
+    pcm = sound((QUIET, 1)) + numbers(80) + sound((QUIET, 0.2)) + numbers(120)[80 * RATE :] + sound((QUIET, 1))
+    [segment], _ = await transcribe(engine, finder(), pcm, RATE, "ko")
+    await engine.aclose()
+    assert segment.text.split() == [f"w{number}" for number in range(120)]
+    assert segment.end_ms - segment.start_ms > 60_000
+    assert [one.seconds <= 15 for one in decoder.heard] == [True] * len(decoder.heard)
+    assert 5 <= len(decoder.heard) <= 9
+    assert {one.speech_ms for one in decoder.heard} == {None}
 
 
 async def test_who_speaks_right_now_goes_first() -> None:
@@ -111,7 +141,6 @@ async def test_who_speaks_right_now_goes_first() -> None:
 @pytest.mark.parametrize("room", [True, False])
 async def test_a_full_queue_is_waited_for_but_not_for_ever(room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "BUSY_S", 10.0 if room else 0.3)
-    monkeypatch.setattr(recording, "RETRY_S", 0.05)
     decoder = Decoder()
     decoder.gate.clear()
     engine = DecodeEngine(decoder, EngineOptions(max_queued=1))

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +14,19 @@ import numpy as np
 import pytest
 from fastapi.routing import APIRoute
 
+from app.asr.duplex import Answer, Body
 from app.asr.engine import DecodeEngine, EngineOptions, Kind
-from app.asr.live import LiveLimits
+from app.asr.formats import AudioFormat
+from app.asr.live import LiveLimits, LiveStream, PcmBody
 from app.asr.models import ModelOptions, ModelShelf, ModelStatus
 from app.asr.recogniser import Decoded, Request
+from app.asr.schemas import Refused, shutdown
 from app.asr.server import AsrOptions, create_app
+from app.asr.speech import SpeechFinder
+from app.asr.stream import RecogniserStream, StreamOptions
 from app.asr.uploads import UploadLimits
 from app.audio import g711
-from app.audio.endpoint import EndpointOptions
+from app.audio.endpoint import Endpointer, EndpointOptions
 from app.audio.vad import load_silero
 from tests.asr.files import encoded, silence
 from tests.asr.sample_calls import spoken
@@ -69,6 +74,7 @@ class Shelf:
 
     loaded = True
     status = ModelStatus("scripted", False, "cpu", "int8")
+    trouble = ""
 
     def __init__(self, engine: DecodeEngine) -> None:
         self.engine = engine
@@ -281,6 +287,65 @@ async def test_a_recogniser_that_never_comes_back_takes_nobody_more(tmp_path: Pa
         async with http.get(f"{url}/health") as answer:
             assert (answer.status, (await answer.json())["status"]) == (503, "stuck")
         decoder.gate.set()
+
+
+async def test_a_stream_that_is_ended_before_it_listens_does_not_begin_to() -> None:
+    sent: list[Any] = []
+
+    async def says_nothing() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    engine = DecodeEngine(Decoder("fail"))
+    engine.start()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.aclose)
+        pcm = PcmBody(Body(says_nothing), AudioFormat("mulaw", 8000), LiveLimits())
+        finder = SpeechFinder(load_silero().detector(), Endpointer(EndpointOptions()), 8000)
+        stream = RecogniserStream(engine, 8000, "ko", StreamOptions())
+        live = LiveStream(pcm, Answer(send), finder, stream, 8000)
+        live.end(shutdown())
+        with pytest.raises(Refused, match="shut down"):
+            async with asyncio.timeout(5):
+                await live.run(LiveLimits())
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+
+
+async def test_leaving_twice_is_leaving_once(tmp_path: Path) -> None:
+    """A second signal, or the end of the drain, while those who were told to end are about to."""
+    engine = DecodeEngine(Decoder("fail"))
+    engine.start()
+    app = create_app(Shelf(engine), load_silero().detector, AsrOptions(cache=tmp_path))
+    service = app.state.service
+    async with served(app) as url, aiohttp.ClientSession() as http, asyncio.TaskGroup() as group:
+        speaker, uploader = Speaker(), Speaker()
+        for one in (speaker, uploader):
+            one.say(silence(0.1))
+        uploading = group.create_task(http.post(f"{url}/transcribe-sync", data=uploader))
+        async with http.post(f"{url}/transcribe", data=speaker, headers=L16) as answer:
+            await until(lambda: bool(service._told_nothing and service._live))
+            for _ in range(20):
+                service.end_all()
+                await asyncio.sleep(0)
+            assert [line["error"]["code"] for line in await lines(answer)] == ["shutdown"]
+        async with await uploading as answer:
+            assert await error_of(answer) == (503, "shutdown")
+    await engine.aclose()
+
+
+async def test_a_recogniser_whose_process_is_gone_takes_nobody_more(tmp_path: Path) -> None:
+    """A GPU's: its engine knows nothing of that until it is asked to decode."""
+    async with scripted(tmp_path, Decoder("hang")) as (url, http, shelf):
+        shelf.trouble = "the recogniser cannot decode: its process is being started again (it died)"
+        for path in ("/transcribe", "/transcribe-sync"):
+            async with http.post(url + path, data=HELLO, headers=L16) as answer:
+                assert (await answer.json())["error"]["message"] == shelf.trouble
+                assert await error_of(answer) == (503, "unavailable")
+                assert answer.headers["Retry-After"] == "2"
+        async with http.get(f"{url}/health") as answer:
+            assert (answer.status, (await answer.json())["status"]) == (503, "unavailable")
 
 
 # ---------------------------------------------------------------- /transcribe-sync

@@ -440,16 +440,42 @@ async def test_partials_go_on_when_the_caller_goes_on() -> None:
 async def test_no_partials_on_a_machine_that_is_busy_or_slow() -> None:
     async with calling(None, EAGER) as call:
         other = await call.keeps_busy()
+        waiting = call.engine.submit(Request(b"", RATE, "ko"), Kind.FINAL).future
         await call.says(QUIET * 60, pauses=False, silence_ms=0)
-        assert call.engine.queue_depth == 0
-        call.let(1)
-        await other
+        assert call.engine.queue_depth == 1
+        call.let(2)
+        await asyncio.gather(other, waiting)
         call.engine.decode_ms = 2 * EAGER.partial_ms + 1.0
         await call.says(QUIET * 60, pauses=False, silence_ms=0)
-        assert call.ears.lengths_ms == [0]
+        assert call.ears.lengths_ms == [0, 0]
         call.let(1)
         await call.flush()
         assert int((await call.next()).text) == 120 * FRAME_BYTES
+
+
+async def test_all_who_speak_at_once_have_partials() -> None:
+    """While one decode of partials runs they wait together for the next."""
+    ears = Ears(None)
+    ears.workers, ears.max_batch = 2, 16
+    async with calling(ears, EAGER) as call:
+        others = [RecogniserStream(call.engine, RATE, "ko", EAGER) for _ in range(9)]
+        streams = [call.stream, *others]
+        words = [call.words, *map(aiter, others)]
+        for _ in range(3):
+            running = call.engine.submit(Request(b"", RATE, "ko"), Kind.PARTIAL)
+            await call.entered()
+            for _ in range(16):
+                for stream in streams:
+                    await stream.send(AudioFrame(QUIET, RATE, call.at_ms))
+                call.at_ms += FRAME_MS
+            assert call.engine.queue_depth == 10
+            call.let(2)
+            await running.future
+            await call.entered()
+            told = [await anext(one) for one in words]
+            assert len({one.text for one in told}) == 1
+        for stream in others:
+            stream.close()
 
 
 # ---------------------------------------------------------------- long speech
@@ -723,3 +749,19 @@ async def test_hanging_up_drops_what_is_queued() -> None:
         call.let(1)
         await running
         assert len(call.ears.log) == 1
+
+
+@pytest.mark.parametrize("engine_options", [EngineOptions(), EngineOptions(max_queued=1)])
+async def test_closing_ends_the_iteration_and_cancels_nobody(engine_options: EngineOptions) -> None:
+    """Whether the final waits for its decode or for room in the queue."""
+    options = StreamOptions(partial_ms=60_000, retry_s=0.0, busy_s=0.05)
+    async with calling(None, options, engine_options) as call:
+        await call.keeps_busy()
+        if engine_options.max_queued == 1:
+            call.engine.submit(Request(b"", RATE, "ko"), Kind.FINAL)
+        await call.says(QUIET * 10, pauses=False)
+        await call.flush()
+        asyncio.get_running_loop().call_soon(call.stream.close)
+        async with asyncio.timeout(20):
+            assert [transcript async for transcript in call.words] == []
+        assert call.engine.queue_depth == engine_options.max_queued % 64

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from app.asr.duplex import Body
 from app.asr.schemas import Refused
 from app.asr.uploads import RATE, UploadLimits, Uploads, decode_file, demuxer_for, file_of, read_upload
 from app.audio.types import SAMPLE_BYTES
-from tests.asr.files import KINDS, encoded, silence
+from tests.asr.files import KINDS, UNFIT_KINDS, encoded, silence
+from tests.servers import until
 
 TONE = (9000 * np.sin(np.arange(8000) * 2 * np.pi * 440 / 8000)).astype("<i2").tobytes()
 LIMITS = UploadLimits()
@@ -112,6 +114,11 @@ async def test_a_video_without_sound_and_an_odd_coding_are_no_audio() -> None:
     assert await refusal(bytes(adpcm)) == (422, "undecodable")
 
 
+@pytest.mark.parametrize("kind", UNFIT_KINDS)
+async def test_a_codec_that_nobody_asked_for_is_not_run(kind: str) -> None:
+    assert await refusal(encoded(kind, TONE * 2, file_rate=48_000)) == (422, "undecodable")
+
+
 async def test_a_playlist_makes_nobody_open_anything(tmp_path: Path) -> None:
     """As itself, and dressed up as each kind that is understood."""
     asked: list[bytes] = []
@@ -192,6 +199,37 @@ async def test_an_upload_that_is_given_up_ends_its_decoder(hanging: Path) -> Non
     assert is_gone(hanging)
 
 
+STARTS_ANOTHER = """
+import os, sys, time
+sys.stdin.buffer.read()
+if os.fork() == 0:
+    {escapes}
+    open({note!r}, "w").write(str(os.getpid()))
+    time.sleep(60)
+{goes}
+"""
+
+
+@pytest.mark.parametrize("goes", ["os._exit(0)", "time.sleep(60)"])
+def test_what_a_decoder_has_started_ends_with_it(decoder: Path, goes: str) -> None:
+    note = decoder.with_suffix(".pid")
+    decoder.write_text(STARTS_ANOTHER.format(escapes="", note=str(note), goes=goes))
+    assert asyncio.run(refusal(TONE_FILE, UploadLimits(decode_s=1.0))) == (422, "decode_timeout")
+    asyncio.run(until(lambda: is_gone(note)))
+
+
+def test_who_escapes_a_decoder_s_end_does_not_hold_its_upload(decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def bounded() -> tuple[int, str]:
+        async with asyncio.timeout(10):
+            return await refusal(TONE_FILE, UploadLimits(decode_s=1.0))
+
+    monkeypatch.setattr(uploads, "DEATH_S", 0.2)
+    note = decoder.with_suffix(".pid")
+    decoder.write_text(STARTS_ANOTHER.format(escapes="os.setsid()", note=str(note), goes="time.sleep(60)"))
+    assert asyncio.run(bounded()) == (422, "decode_timeout")
+    os.kill(int(note.read_text()), signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
     ("program", "kind"),
     [
@@ -218,12 +256,13 @@ def test_the_decoder_sees_nothing_of_our_environment(decoder: Path, monkeypatch:
 
 
 PROBE = f"""
-import runpy, socket, sys
+import os, resource, runpy, socket, sys
 decoder = runpy.run_path({str(Path(upload_decoder.__file__))!r})
 tried = []
 def probe(av, data, *rest):
     if data is decoder["NOTHING"]:
         return 0
+    os.close(0)
     for name, act in {{
         "file": lambda: open("/etc/hostname"),
         "socket": lambda: socket.socket(),
@@ -238,13 +277,27 @@ def probe(av, data, *rest):
     return 0
 decoder["main"].__globals__["_decode"] = probe
 decoder["main"]("wav", 16000, 600)
-print(",".join(tried))
+print(",".join(tried), resource.getrlimit(resource.RLIMIT_NPROC))
 """
 
 
 def test_once_it_has_its_file_the_decoder_can_open_nothing() -> None:
     done = subprocess.run([sys.executable, "-I", "-c", PROBE], input=b"", capture_output=True, timeout=30)
-    assert done.stdout.decode().strip() == "file,socket,process,memory", done.stderr
+    assert done.stdout.decode().strip() == "file,socket,process,memory (0, 0)", done.stderr
+
+
+BUSY = f"""
+import runpy
+decoder = runpy.run_path({str(Path(upload_decoder.__file__))!r})
+decoder["main"].__globals__.update(CPU_S=1, _decode=lambda *given: exec("while True: pass"))
+decoder["main"]("wav", 16000, 600)
+"""
+
+
+def test_a_decoder_that_is_out_of_processor_time_can_be_told_from_one_that_broke() -> None:
+    done = subprocess.run([sys.executable, "-I", "-c", BUSY], input=b"", capture_output=True, timeout=30)
+    assert done.returncode == -signal.SIGXCPU
+    assert LIMITS.decode_s > upload_decoder.CPU_S
 
 
 TONE_FILE = encoded("wav", TONE)
@@ -286,6 +339,13 @@ async def test_a_body_that_trickles_or_stalls_is_refused(pause_s: float) -> None
 async def test_a_body_that_keeps_the_pace_may_take_its_time() -> None:
     data = await read_upload(Body(Client(*[bytes(1000)] * 20, pause_s=0.02)), UploadLimits(slow_s=0.1))
     assert len(data) == 20_000
+
+
+async def test_a_body_that_keeps_the_pace_does_not_take_for_ever() -> None:
+    limits = UploadLimits(slow_s=0.1, upload_s=0.5)
+    with pytest.raises(Refused, match=r"0\.5 s at most") as refused:
+        await read_upload(Body(Client(*[bytes(1000)] * 1000, pause_s=0.02)), limits)
+    assert (refused.value.status, refused.value.kind) == (408, "too_slow")
 
 
 async def test_two_work_four_wait_and_the_seventh_is_told_to_come_back() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,18 @@ def test_a_child_hears_what_this_process_hears() -> None:
         worker.close()
 
 
+def test_a_child_takes_a_first_look_and_a_second(start: Start) -> None:
+    worker = start()
+    noise = Request(random.Random(1).randbytes(2 * RATE), RATE, "ko", look="first")
+    here = Recogniser.load(DEMO_FOLDER, "demo")
+    [expected] = here.decode([noise], beam=2)
+    [first] = worker.decode([noise], beam=2)
+    [second] = worker.decode([replace(asking(HELLO), look="second")], beam=2)
+    assert (first.suspect, first.window_s, first.redecoded) == (expected.suspect, 5, False)
+    assert (second.text, second.suspect, second.window_s, second.redecoded) == (HELLO, False, 30, True)
+    assert worker.batch_key(replace(noise, look="second")) != worker.batch_key(noise)
+
+
 def test_several_are_decoded_at_once_and_in_batches(start: Start) -> None:
     worker = start(workers=2)
     with ThreadPoolExecutor(4) as pool:
@@ -196,6 +210,38 @@ def test_a_signal_to_the_whole_group_does_not_end_it(start: Start, tmp_path: Pat
     os.kill(born(tmp_path)[0], signal.SIGTERM)
     assert words(worker.decode([asking(HELLO)], beam=1)) == [HELLO]
     assert worker.restarts == 0
+
+
+BABBLER = """
+import json, struct, sys
+from pathlib import Path
+from app.asr.worker_child import read_frame, write_frame
+marker = Path(sys.argv[1]) / "babbled"
+read_frame(sys.stdin.buffer)
+write_frame(sys.stdout.buffer, {"ready": {"max_batch": 1, "decode_ms": 1.0}})
+while (frame := read_frame(sys.stdin.buffer)) is not None:
+    if not marker.exists():
+        marker.touch()
+        sys.stdout.buffer.write(struct.pack(">II", 2, 0) + b"??")
+        sys.stdout.buffer.flush()
+    else:
+        write_frame(sys.stdout.buffer, {"id": frame[0]["id"], "decoded": [{"text": "well", "language": "ko"}]})
+"""
+
+
+def test_a_child_that_babbles_is_replaced(tmp_path: Path) -> None:
+    program = tmp_path / "babbler.py"
+    program.write_text(BABBLER)
+    options = WorkerOptions(command=(sys.executable, "-P", str(program), str(tmp_path)), answer_s=1.0)
+    worker = WorkerProcess.load(tmp_path, "babbler", limits=options)
+    try:
+        with capture_logs() as logs:
+            assert words(worker.decode([Request(b"..", RATE, "ko")], beam=1)) == ["well"]
+        assert (worker.restarts, worker.trouble) == (1, "")
+        again = [log for log in logs if log["event"] == "x the recogniser's process is started again"]
+        assert [log["why"] for log in again] == ["nobody understands what it says: JSONDecodeError"]
+    finally:
+        worker.close()
 
 
 # ---------------------------------------------------------------- children that fail again

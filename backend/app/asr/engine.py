@@ -4,6 +4,9 @@ The event loop never decodes. It puts a job into the queue and gets a future; a 
 those that can share its decode, and settles their futures on the loop. The earliest due moment goes first, and
 partials after everything else. A batch is what is waiting, it never waits for more. When the queue is full the engine
 refuses: it never grows and never makes a caller wait for room.
+
+What looks wrong after a short window is no result yet: it goes back into the queue for a second look over the full
+one, a little behind those who have had none, while the rest of its batch has its words. A partial has one look.
 """
 
 import asyncio
@@ -11,7 +14,7 @@ import functools
 import heapq
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Protocol
 
@@ -21,6 +24,10 @@ from app.asr.recogniser import Decoded, Request
 from app.errors import SttError
 
 log = structlog.get_logger(__name__)
+
+SECOND_LOOK_S = 0.3
+"""Whose words come for the first time goes so long before a second look, and no longer: noise is seldom words."""
+RETRY_S = 0.25
 
 
 class Decoder(Protocol):
@@ -79,12 +86,19 @@ class _Batch:
     jobs: list[Job]
     started: float
 
+    @property
+    def partial(self) -> bool:
+        return self.jobs[0].kind is Kind.PARTIAL
+
+
+_Settled = tuple[Job, Decoded | SttError]
+
 
 class DecodeEngine:
     """Belongs to the event loop that called `start`; only the worker threads are elsewhere.
 
-    `decodes`, `batches` and `redecodes` count what was decoded: utterances, groups of them, and utterances that took a
-    second look. `refused` counts jobs for which there was no room.
+    `decodes`, `batches` and `redecodes` count what was decoded: utterances, groups of them that had their first look
+    together, and utterances that took a second one. `refused` counts jobs for which there was no room.
     """
 
     def __init__(self, decoder: Decoder, options: EngineOptions | None = None, *, expected_ms: float = 0.0) -> None:
@@ -99,8 +113,8 @@ class DecodeEngine:
         self._ended = asyncio.Event()
         self.decodes = self.batches = self.redecodes = self.refused = 0
         self.decode_ms = expected_ms
-        """What a decode takes here, lately: of a whole batch, since each of it waits for all. `expected_ms` before
-        the first one."""
+        """What a first look takes here, lately: of a whole batch, since each of it waits for all. `expected_ms`
+        before the first one."""
 
     # ------------------------------------------------------------ life
 
@@ -139,16 +153,18 @@ class DecodeEngine:
 
     @property
     def idle(self) -> bool:
-        """Whether a partial would keep nobody waiting: nothing is queued, and another thread stays free if there is
-        more than one."""
-        spare = self._decoder.workers - len(self._running)
-        return not self._queue and not self._closing and spare >= min(2, self._decoder.workers)
+        """Whether there is time for partials: nothing more urgent waits. Those of several callers wait together, so
+        that they share a decode."""
+        with self._changed:
+            return not self._closing and (not self._queue or self._queue[0].kind is Kind.PARTIAL)
 
     @property
     def full(self) -> bool:
-        """Whether one more call would be too many: the queue is nearly full, or finals come late."""
+        """Whether one more call would be too many: the queue is nearly full, partials apart (they make room), or
+        finals come late."""
         with self._changed:
-            if 4 * len(self._queue) >= 3 * self._options.max_queued:
+            owed = sum(job.kind is not Kind.PARTIAL for job in self._queue)
+            if 4 * owed >= 3 * self._options.max_queued:
                 return True
             first = self._queue[0] if self._queue else None
         if first is None or first.kind is Kind.PARTIAL:
@@ -169,6 +185,7 @@ class DecodeEngine:
         Room for a final or a guess is made at the cost of the last partial.
         """
         due = self._loop.time() + due_s
+        request = replace(request, look="first")
         key = self._decoder.batch_key(request)
         evicted = None
         with self._changed:
@@ -194,6 +211,19 @@ class DecodeEngine:
     async def decode(self, request: Request, kind: Kind = Kind.FINAL) -> Decoded:
         """Submit and wait. Cancelling the caller drops the job. Raises SttError."""
         return await self.submit(request, kind).future
+
+    async def submit_patiently(
+        self, request: Request, kind: Kind = Kind.FINAL, *, due_s: float = 0.0, busy_s: float, retry_s: float = RETRY_S
+    ) -> Job:
+        """As `submit`, but a full queue is waited for, up to `busy_s`: it is no dead recogniser. Raises SttError."""
+        give_up_at = self._loop.time() + busy_s
+        while True:
+            try:
+                return self.submit(request, kind, due_s=due_s)
+            except SttError as error:
+                if error.kind != "busy" or self._loop.time() >= give_up_at:
+                    raise
+            await asyncio.sleep(retry_s)
 
     def promote(self, job: Job) -> None:
         """A guess that turned out to be right: from now on it is as urgent as a final."""
@@ -224,8 +254,12 @@ class DecodeEngine:
             outcomes = self._decode(batch.jobs)
             with self._changed:
                 self._running.discard(batch)
-                self._count(outcomes)
-            if not self._on_loop(functools.partial(_settle_all, batch.jobs, outcomes)):
+                self.batches += batch.jobs[0].request.look == "first"
+                pairs = zip(batch.jobs, outcomes, strict=True)
+                settled = [(job, outcome) for job, outcome in pairs if not self._again(job, outcome)]
+                self._count(outcomes, settled)
+                self._changed.notify_all()
+            if not self._on_loop(functools.partial(_settle_all, settled)):
                 return  # nobody is left to ask for more
         self._on_loop(functools.partial(self._join, threading.current_thread()))
 
@@ -238,20 +272,35 @@ class DecodeEngine:
         except Exception as error:
             # the edge of a thread: whatever a model raises fails this decode, never the ones after it
             if len(jobs) == 1:
-                log.exception("x decode failed")
+                if isinstance(error, SttError):  # it says what is wrong: a recogniser that is away fails each decode
+                    log.warning("x decode failed", kind=error.kind, error=str(error))
+                else:
+                    log.exception("x decode failed")
                 return [_failed(error)]
             log.warning("x batch failed, decoding one by one", size=len(jobs), error=type(error).__name__)
             # those that nobody waits for any more have timed out: no time is left for them
             return [_failed(error) if job.future.done() else self._decode([job])[0] for job in jobs]
 
-    def _count(self, outcomes: Sequence[Decoded | SttError]) -> None:
-        decoded = [one for one in outcomes if isinstance(one, Decoded)]
-        self.batches += 1
+    def _again(self, job: Job, outcome: Decoded | SttError) -> bool:
+        """Whether the job went back into the queue for a second look. Where there is no room the first one stands."""
+        if not isinstance(outcome, Decoded) or not outcome.suspect or job.kind is Kind.PARTIAL:
+            return False
+        if self._closing or len(self._queue) >= self._options.max_queued:
+            return False
+        job.request = replace(job.request, look="second")
+        job.key = self._decoder.batch_key(job.request)
+        job.due = max(job.due, self._loop.time() + SECOND_LOOK_S)
+        heapq.heappush(self._queue, job)
+        return True
+
+    def _count(self, outcomes: Sequence[Decoded | SttError], settled: Sequence[_Settled]) -> None:
+        decoded = [one for _, one in settled if isinstance(one, Decoded)]
         self.decodes += len(decoded)
         self.redecodes += sum(one.redecoded for one in decoded)
-        for one in decoded[:1]:
+        first_looks = (one.decode_ms for one in outcomes if isinstance(one, Decoded) and not one.redecoded)
+        if (decode_ms := next(first_looks, None)) is not None:
             # down at once, since the first decode is slow; up slowly, since a busy moment passes
-            self.decode_ms = min(one.decode_ms, 0.7 * self.decode_ms + 0.3 * one.decode_ms)
+            self.decode_ms = min(decode_ms, 0.7 * self.decode_ms + 0.3 * decode_ms)
 
     def _join(self, thread: threading.Thread) -> None:
         thread.join()  # it is in its last line
@@ -260,21 +309,32 @@ class DecodeEngine:
 
     def _take(self) -> _Batch | None:
         with self._changed:
-            while not self._queue and not self._closing:
+            while not self._closing:
+                if self._may_start():
+                    batch = _Batch(self._take_jobs(), self._loop.time())
+                    self._running.add(batch)
+                    return batch
                 self._changed.wait()
-            if self._closing:
-                return None
-            batch = _Batch(self._take_jobs(), self._loop.time())
-            self._running.add(batch)
-            return batch
+            return None
+
+    def _may_start(self) -> bool:
+        """Partials leave a thread free for what is more urgent, if there is more than one."""
+        if any(job.future.done() for job in self._queue):  # cancelled, and the loop has not come round to it
+            self._queue = [job for job in self._queue if not job.future.done()]
+            heapq.heapify(self._queue)
+        if not self._queue or self._queue[0].kind is not Kind.PARTIAL:
+            return bool(self._queue)
+        return sum(batch.partial for batch in self._running) < max(1, self._decoder.workers - 1)
 
     def _take_jobs(self) -> list[Job]:
         """The most urgent job, and after it, in their order, those that can share its decode. Partials only share
-        with partials: nobody's final shall take longer for them."""
+        with partials, nobody's final shall take longer for them, and not where the next final waits for the only
+        thread."""
         first = heapq.heappop(self._queue)
         partial = first.kind is Kind.PARTIAL
+        most = 1 if partial and self._decoder.workers == 1 else self._decoder.max_batch
         alike = (job for job in self._queue if job.key == first.key and (job.kind is Kind.PARTIAL) is partial)
-        more = heapq.nsmallest(self._decoder.max_batch - 1, alike)
+        more = heapq.nsmallest(most - 1, alike)
         if more:
             self._queue = [job for job in self._queue if job not in more]
             heapq.heapify(self._queue)
@@ -299,8 +359,8 @@ def _settle(job: Job, outcome: Decoded | SttError) -> None:
         job.future.set_exception(outcome)
 
 
-def _settle_all(jobs: Sequence[Job], outcomes: Sequence[Decoded | SttError]) -> None:
-    for job, outcome in zip(jobs, outcomes, strict=True):
+def _settle_all(settled: Sequence[_Settled]) -> None:
+    for job, outcome in settled:
         _settle(job, outcome)
 
 

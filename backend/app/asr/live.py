@@ -115,12 +115,13 @@ class LiveStream:
     def end(self, refused: Refused) -> None:
         """Hear no more; what was heard is told, and then why."""
         self._ended_by = refused
-        if self._hearing is not None:
-            self._hearing.reschedule(asyncio.get_running_loop().time())
+        hearing, self._hearing = self._hearing, None  # told once: one that is about to end cannot be told again
+        if hearing is not None:
+            hearing.reschedule(asyncio.get_running_loop().time())
 
     async def _hear(self, limits: LiveLimits) -> None:
         try:
-            async with asyncio.timeout(None) as self._hearing:
+            async with asyncio.timeout(0 if self._ended_by else None) as self._hearing:
                 await self._listen(limits)
         except TimeoutError:
             pass  # `end` was called

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from app.asr.inventions import bare
+from app.asr.numerals import count_digits, is_number
 from app.audio.types import SAMPLE_BYTES
 
 STEP_MS = 10
@@ -17,6 +19,7 @@ PAUSE_MS = 150  # the closure of a Korean stop lasts up to 100 ms
 MIN_RANGE_DB = 10.0  # between the quiet and the loud: less is steady noise or music, where nothing is a pause
 QUIET_SHARE = 0.25  # of that range: whatever is below is quiet
 MAX_DOUBLED_WORDS = 3
+MAX_DOUBLED_DIGITS = 1  # the overlap holds no more, and 010 1212 1234 is a number
 MIN_DOUBLED_CHARS = 2  # a single syllable that two words share is a coincidence
 
 Levels = npt.NDArray[np.float64]
@@ -95,7 +98,8 @@ def _join_overlapping(head: str, rest: str) -> str:
     """
     before, after = head.split(), rest.split()
     for count in range(min(MAX_DOUBLED_WORDS, len(before), len(after)), 0, -1):
-        if [_core(word) for word in before[-count:]] == [_core(word) for word in after[:count]]:
+        doubled = [_core(word) for word in after[:count]]
+        if doubled == [_core(word) for word in before[-count:]] and not _are_many_digits(doubled):
             return " ".join([*before[:-count], *after])
     shared = _shared(_core(before[-1]), _core(after[0]))
     if shared:
@@ -106,7 +110,12 @@ def _join_overlapping(head: str, rest: str) -> str:
 def _shared(head: str, rest: str) -> int:
     """How many letters at the end of `head` are the beginning of `rest`."""
     sizes = range(min(len(head), len(rest)), MIN_DOUBLED_CHARS - 1, -1)
-    return next((size for size in sizes if head.endswith(rest[:size])), 0)
+    return next((size for size in sizes if head.endswith(rest[:size]) and not is_number(bare(rest[:size]))), 0)
+
+
+def _are_many_digits(words: Sequence[str]) -> bool:
+    numbers = [bare(word) for word in words]
+    return all(map(is_number, numbers)) and sum(map(count_digits, numbers)) > MAX_DOUBLED_DIGITS
 
 
 def _bare(word: str) -> str:

@@ -35,7 +35,9 @@ class Request:
     """An utterance to decode: 16-bit mono PCM of any rate, at most 30 s of it. `language` is a code, or `auto`.
 
     `speech_ms` is what the endpointer took for speech in it; None: not known. `previous` is the text before it, for
-    CONDITION_ON_PREV alone: it makes Whisper repeat itself, and requests with it seldom share a batch.
+    CONDITION_ON_PREV alone: it makes Whisper repeat itself, and requests with it seldom share a batch. `look`:
+    `first` is over a short window where that will do, `second` over the full one; `both`, the second at once where
+    the first looks wrong, is for those whom nobody waits behind (the engine asks for one after the other).
     """
 
     pcm: bytes
@@ -43,6 +45,7 @@ class Request:
     language: str
     speech_ms: int | None = None
     previous: str = ""
+    look: Literal["first", "second", "both"] = "both"
 
     @property
     def seconds(self) -> float:
@@ -54,7 +57,8 @@ class Decoded:
     """What was heard. `text` is empty where there was no speech, or where it was not believed (`dropped`).
 
     `avg_logprob` is the mean log-probability of a token. `decode_ms` is the time of the whole batch, since each of it
-    had to wait for all. `window_s` is what the encoder looked at, and `redecoded` says that it looked twice.
+    had to wait for all. `window_s` is what the encoder looked at. `redecoded`: this is a second look. `suspect`: this
+    is a first one, which looks wrong, and deserves a second.
     """
 
     text: str
@@ -65,6 +69,7 @@ class Decoded:
     dropped: Reason = ""
     window_s: int = 0
     redecoded: bool = False
+    suspect: bool = False
 
     @property
     def confidence(self) -> float | None:
@@ -79,7 +84,8 @@ class RecogniserOptions:
     encoder_window: Literal["auto", "full"] = "auto"
 
     def window_s(self, request: Request, device: str) -> int:
-        return choose_window(request.seconds, full=self.encoder_window == "full" or device != "cpu")
+        full = self.encoder_window == "full" or device != "cpu" or request.look == "second"
+        return choose_window(request.seconds, full=full)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,19 +189,18 @@ class Recogniser:
         return window_s, len(self._prompts.previous(request.previous))
 
     def decode(self, requests: Sequence[Request], *, beam: int) -> list[Decoded]:
-        """Blocking. All in one batch, answers in their order. `beam` 1 is greedy.
-
-        What looks wrong after a short window is decoded again over 30 s.
-        """
+        """Blocking. All in one batch, answers in their order. `beam` 1 is greedy."""
         started = time.perf_counter()
         asked = [request for request in requests if request.pcm]
         window_s = max((self._options.window_s(request, self.device) for request in asked), default=0)
         heard = self._hear(asked, window_s, beam) if asked else []
         decoded = []
         for request, first in zip(asked, heard, strict=True):
-            again = window_s < FULL_S and looks_wrong(first.hypothesis)
-            last = self._hear([request], FULL_S, beam)[0] if again else first
-            decoded.append(self._judge(last, FULL_S if again else window_s, again))
+            suspect = window_s < FULL_S and looks_wrong(first.hypothesis)
+            if suspect and request.look == "both":
+                decoded.append(self._judge(self._hear([request], FULL_S, beam)[0], FULL_S, redecoded=True))
+            else:
+                decoded.append(self._judge(first, window_s, redecoded=request.look == "second", suspect=suspect))
         decode_ms = (time.perf_counter() - started) * 1000
         results = iter(decoded)
         return [
@@ -203,7 +208,7 @@ class Recogniser:
             for request in requests
         ]
 
-    def _judge(self, heard: _Heard, window_s: int, redecoded: bool) -> Decoded:
+    def _judge(self, heard: _Heard, window_s: int, *, redecoded: bool, suspect: bool = False) -> Decoded:
         hypothesis = heard.hypothesis
         dropped = why_not(hypothesis, self._options.no_speech_threshold)
         return Decoded(
@@ -214,6 +219,7 @@ class Recogniser:
             dropped=dropped,
             window_s=window_s,
             redecoded=redecoded,
+            suspect=suspect,
         )
 
     def _hear(self, requests: Sequence[Request], window_s: int, beam: int) -> list[_Heard]:

@@ -36,6 +36,11 @@ def busy(message: str, kind: str = "busy") -> Refused:
     return Refused(503, kind, message, headers={"Retry-After": "2"})
 
 
+def shutdown() -> Refused:
+    """503; elsewhere, or when we are back, the same request may be served."""
+    return Refused(503, "shutdown", "the recogniser is being shut down")
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """One line of /transcribe. Milliseconds of audio since the body began."""
@@ -67,7 +72,7 @@ class Transcription:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    status: Literal["ok", "not_loaded", "stuck"]
+    status: Literal["ok", "not_loaded", "stuck", "unavailable"]
     model: str
     device: str
     compute_type: str

@@ -5,12 +5,12 @@
 
 import asyncio
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import structlog
 from fastapi import Depends, FastAPI, Request
@@ -25,7 +25,7 @@ from app.asr.formats import format_of_type
 from app.asr.live import LiveLimits, LiveStream, PcmBody
 from app.asr.models import REPOSITORIES, ModelStatus
 from app.asr.recording import MAX_UTTERANCE_MS, transcribe
-from app.asr.schemas import LANGUAGES, Health, Models, Refused, Transcription, busy
+from app.asr.schemas import LANGUAGES, Health, Models, Refused, Transcription, busy, shutdown
 from app.asr.speech import SpeechFinder
 from app.asr.stream import RecogniserStream, StreamOptions
 from app.asr.uploads import RATE, UploadLimits, Uploads, decode_file, file_of, read_upload
@@ -35,6 +35,8 @@ from app.audio.vad import SpeechDetector
 from app.errors import SttError
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _bearer = HTTPBearer(auto_error=False, description="ASR_API_KEY")
 
@@ -47,6 +49,10 @@ class Shelf(Protocol):
 
     @property
     def status(self) -> ModelStatus: ...
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing would be recognised now, in words; empty if it would."""
 
     @property
     def engine(self) -> DecodeEngine: ...
@@ -78,6 +84,7 @@ class AsrService:
         self._new_detector = new_detector
         self._streams = 0
         self._live: set[LiveStream] = set()
+        self._told_nothing: set[asyncio.Timeout] = set()
 
     def finder(self, rate: int, endpoint: EndpointOptions) -> SpeechFinder:
         return SpeechFinder(self._new_detector(), Endpointer(endpoint), rate)
@@ -95,6 +102,8 @@ class AsrService:
         engine = self.shelf.engine
         if engine.stuck:
             raise busy("the recogniser does not come back from a decode", "stuck")
+        if trouble := self.shelf.trouble:
+            raise busy(trouble, "unavailable")
         return engine
 
     # ------------------------------------------------------------ /transcribe
@@ -109,7 +118,7 @@ class AsrService:
         try:
             async with self.shelf.borrow() as engine:
                 pcm = PcmBody(body, form, self.options.live)
-                rate = await pcm.open()
+                rate = await self._unless_we_leave(pcm.open())
                 stream = RecogniserStream(engine, rate, language, self.options.stream)
                 finder = self.finder(rate, self.options.endpoint)
                 live = LiveStream(pcm, answer, finder, stream, rate)
@@ -122,10 +131,26 @@ class AsrService:
         finally:
             self._streams -= 1
 
-    def end_streams(self) -> None:
-        """Tell those who speak that we leave."""
+    # ------------------------------------------------------------ leaving
+
+    def end_all(self) -> None:
+        """Tell those who speak, and those who wait for the words of a file, that we leave."""
         for live in self._live:
-            live.end(Refused(503, "shutdown", "the recogniser is being shut down"))
+            live.end(shutdown())
+        while self._told_nothing:
+            self._told_nothing.pop().reschedule(asyncio.get_running_loop().time())
+
+    async def _unless_we_leave(self, work: Awaitable[T]) -> T:
+        """For what comes before the answer begins. Raises Refused (503) when we leave first."""
+        bound = asyncio.timeout(None)
+        self._told_nothing.add(bound)
+        try:
+            async with bound:
+                return await work
+        except TimeoutError as error:
+            raise shutdown() from error
+        finally:
+            self._told_nothing.discard(bound)
 
     # ------------------------------------------------------------ /transcribe-sync
 
@@ -134,6 +159,9 @@ class AsrService:
         language = self.language(request)
         content_type = request.headers.get("content-type", "")
         self.ready_engine()
+        await answer.whole(await self._unless_we_leave(self._words_of(body, content_type, language)))
+
+    async def _words_of(self, body: Body, content_type: str, language: str) -> Transcription:
         limits = self.options.uploads
         async with self.uploads.admitted() as turns:
             data = await read_upload(body, limits)
@@ -148,7 +176,7 @@ class AsrService:
                 except TimeoutError as error:
                     raise busy("the recogniser has too much to do") from error
                 watching.cancel()
-        await answer.whole(replace(heard, took_ms=round((loop.time() - began) * 1000)))
+        return replace(heard, took_ms=round((loop.time() - began) * 1000))
 
     async def _transcribe(self, pcm: bytes, language: str) -> Transcription:
         endpoint = replace(self.options.endpoint, max_utterance_ms=MAX_UTTERANCE_MS)
@@ -165,8 +193,9 @@ class AsrService:
         if not self.shelf.loaded:
             return Health("not_loaded", "", "", "", 0, False)
         status, engine = self.shelf.status, self.shelf.engine
+        well: Literal["ok", "unavailable"] = "unavailable" if self.shelf.trouble else "ok"
         return Health(
-            "stuck" if engine.stuck else "ok",
+            "stuck" if engine.stuck else well,
             status.name,
             status.device,
             status.compute_type,

@@ -226,11 +226,18 @@ class RecogniserStream:
     async def __aiter__(self) -> AsyncIterator[Transcript]:
         """Partials as they come, each replacing the one before. The guess of a pause always, though its words be
         known, or none, or not to be had: its `end_ms` tells that it covers the pause. Exactly one final for each
-        flush, in order. Raises SttError for a final that failed twice."""
+        flush, in order. Ends when the stream is closed. Raises SttError for a final that failed twice."""
         while not self._closed:
             self._changed.clear()
             if self._over:
-                yield await self._final(self._over[0])
+                try:
+                    final = await self._final(self._over[0])
+                except SttError:
+                    if self._closed:
+                        return
+                    raise
+                if final is not None:
+                    yield final
             elif (partial := self._news()) is not None:
                 yield partial
             else:
@@ -256,8 +263,14 @@ class RecogniserStream:
         self._last_text = transcript.text
         return transcript
 
-    async def _final(self, utterance: _Over) -> Transcript:
-        heard = [await self._decode(piece) for piece in utterance.pieces]
+    async def _final(self, utterance: _Over) -> Transcript | None:
+        """None where the stream was closed meanwhile."""
+        heard = []
+        for piece in utterance.pieces:
+            decoded = await self._decode(piece)
+            if decoded is None:
+                return None
+            heard.append(decoded)
         self._over.popleft()
         for decoded in heard:
             if decoded.dropped:
@@ -267,23 +280,26 @@ class RecogniserStream:
         self._said = f"{self._said} {transcript.text}".strip()[-PREVIOUS_CHARS:]
         return transcript
 
-    async def _decode(self, piece: _Piece) -> Decoded:
+    async def _decode(self, piece: _Piece) -> Decoded | None:
+        """None where the stream was closed meanwhile."""
         if not piece.request.pcm:
             return Decoded("", self._language)
-        if piece.job is not None:
-            try:
-                return await piece.job.future
-            except SttError as error:
-                log.warning("x decode failed, trying again", kind=error.kind)
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self._options.busy_s
-        while True:
-            try:
-                return await self._engine.decode(piece.request)
-            except SttError as error:
-                if error.kind != "busy" or loop.time() >= give_up_at:
-                    raise
-            await asyncio.sleep(self._options.retry_s)
+        try:
+            if piece.job is not None:
+                return await self._result_of(piece.job)
+        except SttError as error:
+            log.warning("x decode failed, trying again", kind=error.kind)
+        options = self._options
+        piece.job = await self._engine.submit_patiently(piece.request, busy_s=options.busy_s, retry_s=options.retry_s)
+        return await self._result_of(piece.job)
+
+    async def _result_of(self, job: Job) -> Decoded | None:
+        """Not by awaiting the future: `close` cancels that, which is no cancellation of whoever iterates."""
+        if self._closed:
+            job.future.cancel()
+        if not job.future.done():
+            await asyncio.wait([job.future])
+        return None if self._closed else job.future.result()
 
 
 def _transcript(heard: list[Decoded], seams: list[bool], final: bool, start_ms: int, end_ms: int) -> Transcript:

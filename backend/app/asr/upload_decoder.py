@@ -1,8 +1,9 @@
 """A program: one audio file of unknown origin on standard input, its sound as 16-bit mono PCM on standard output.
 
-It is a process of its own because what decodes media formats is C that has had holes. It may use a gigabyte and half a
-minute of processor time, and once its input is read it can open nothing: no file, no socket, whatever a file tells
-it to. `uploads.py` runs it, without our environment, and tells it by what the file is to be taken for:
+It is a process of its own because what decodes media formats is C that has had holes. It may use a gigabyte and CPU_S
+of processor time, and once its input is read it can open nothing: no file, no socket, whatever a file tells it to. It
+still is our user's, and what it has read it can use. `uploads.py` runs it, without our environment, and tells it by
+what the file is to be taken for:
 
     python upload_decoder.py DEMUXER RATE MAX_SECONDS < file > pcm
 
@@ -14,12 +15,17 @@ import struct
 import sys
 from typing import Any, BinaryIO
 
+try:
+    import resource
+except ImportError:  # Windows has none; there the time on the wall is the only bound
+    resource = None  # type: ignore[assignment]
+
 NOT_AUDIO = 65
 TOO_LONG = 66
 BAD_FORMAT = 67
 
 MEMORY_BYTES = 1 << 30
-CPU_S = 30
+CPU_S = 20  # below what uploads.py allows by the clock
 MAX_RATE = 48_000
 MAX_CHANNELS = 2
 CODECS = (
@@ -41,12 +47,12 @@ class Unfit(Exception):
 
 
 def main(demuxer: str, rate: int, max_s: int) -> int:
-    _limit(files=None)
+    _limit_use()
     import av
 
     _decode(av, NOTHING, "wav", rate, max_s, io.BytesIO())  # PyAV imports its parts as it goes, so let it go once
     data = sys.stdin.buffer.read()
-    _limit(files=3)  # standard input, output and error are open; there is no fourth
+    _open_nothing_more()
     try:
         return _decode(av, data, demuxer, rate, max_s, sys.stdout.buffer)
     except Unfit as unfit:
@@ -55,18 +61,22 @@ def main(demuxer: str, rate: int, max_s: int) -> int:
         return NOT_AUDIO
 
 
-def _limit(files: int | None) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows has none; there the time on the wall is the only bound
-        return
-    if files is not None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+def _limit_use() -> None:
+    if resource is None:
         return
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))  # were both the same, it would be SIGKILL at once
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _open_nothing_more() -> None:
+    """What is open stays so. A limit of three would let who closes standard input open something else in its place.
+    Root starts processes whatever the second limit is."""
+    if resource is None:
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
 def _decode(av: Any, data: bytes, demuxer: str, rate: int, max_s: int, out: BinaryIO) -> int:
@@ -122,6 +132,8 @@ def _checked(frame: Any) -> Any:
 
 
 def _check(codec: Any) -> None:
+    if codec.name not in CODECS.split(","):  # `codec_whitelist` binds who probes the file, not who decodes it
+        raise Unfit(NOT_AUDIO)
     if not 0 < codec.sample_rate <= MAX_RATE or not 0 < codec.channels <= MAX_CHANNELS:
         raise Unfit(BAD_FORMAT)
 

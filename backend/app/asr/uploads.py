@@ -1,8 +1,9 @@
-"""Audio files from outside: taken in within bounds, told apart by their first bytes, decoded in a process that can
-do no harm. docs/asr-service.md lists the bounds.
+"""Audio files from outside: taken in within bounds, told apart by their first bytes, decoded in a process of their own
+that may do little. docs/asr-service.md lists the bounds.
 """
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -29,17 +30,21 @@ KINDS = "WAV, FLAC, MP3, OGG and WebM are understood"
 
 _DECODER = Path(upload_decoder.__file__)
 _PIECE = 64 * 1024
+DEATH_S = 2.0
+"""A decoder that was killed is gone in milliseconds; who has escaped and holds its pipe is not waited for."""
 OUT_OF_CPU_TIME = getattr(signal, "SIGXCPU", 0)  # Windows has none
 
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
     """`running` uploads are decoded and recognised at a time, `waiting` more are let in. `slow_bytes_s` on average
-    over `slow_s`. `decode_s` is for the file's decoder, `work_s` for all that happens after the upload."""
+    over `slow_s`, and over after `upload_s`. `decode_s` is for the file's decoder, `work_s` for all that happens after
+    the upload."""
 
     body_bytes: int = 25 * 1024 * 1024
     slow_bytes_s: int = 10_000
     slow_s: float = 10.0
+    upload_s: float = 120.0
     audio_s: int = 600
     decode_s: float = 30.0
     work_s: float = 600.0
@@ -71,10 +76,11 @@ async def read_upload(body: Body, limits: UploadLimits) -> bytes:
     """The whole body. Raises Refused: 413 as soon as it is too large, 408 when it is too slow; ClientLeft."""
     loop = asyncio.get_running_loop()
     data = bytearray()
+    over_at = loop.time() + limits.upload_s
     before, until = 0, loop.time() + limits.slow_s
     while True:
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(min(until, over_at)):
                 piece = await body.read()
         except TimeoutError:
             piece = b""
@@ -83,6 +89,8 @@ async def read_upload(body: Body, limits: UploadLimits) -> bytes:
         data += piece
         if len(data) > limits.body_bytes:
             raise Refused(413, "too_large", f"an upload has {limits.body_bytes // 1024 // 1024} MiB at most")
+        if loop.time() >= over_at:
+            raise Refused(408, "too_slow", f"an upload lasts {limits.upload_s:g} s at most")
         if loop.time() >= until:
             if len(data) - before < limits.slow_bytes_s * limits.slow_s:
                 raise Refused(408, "too_slow", f"an upload must bring {limits.slow_bytes_s} bytes a second")
@@ -169,6 +177,7 @@ async def decode_file(data: bytes, limits: UploadLimits) -> bytes:
         stderr=asyncio.subprocess.DEVNULL,
         env={},  # it needs none of our secrets
         limit=1 << 20,
+        start_new_session=True,  # a group of its own: what it may have started is killed with it
     )
     try:
         async with asyncio.timeout(limits.decode_s):
@@ -209,11 +218,19 @@ async def _exchange(process: asyncio.subprocess.Process, data: bytes, most: int)
 
 async def _end(process: asyncio.subprocess.Process) -> None:
     assert process.stdout is not None
-    if process.returncode is None:
-        process.kill()
-    while await process.stdout.read(1 << 20):
-        pass  # asyncio waits for a pipe that nobody reads as if the process were still there
-    await process.wait()
+    with suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        elif process.returncode is None:  # Windows
+            process.kill()
+    try:
+        async with asyncio.timeout(DEATH_S):
+            while await process.stdout.read(1 << 20):
+                pass  # asyncio waits for a pipe that nobody reads as if the process were still there
+            await process.wait()
+    except TimeoutError:
+        log.error("x decoder not ended", pid=process.pid)
+        process._transport.close()  # type: ignore[attr-defined]  # nothing public lets go of a pipe that others hold
 
 
 def _decode_timeout() -> Refused:

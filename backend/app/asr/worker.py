@@ -185,20 +185,26 @@ class WorkerProcess:
                 self._process = child
                 if self._closing:
                     return None
-            facts = child.start(self._load, self._options.load_s)
-        except (ChildLost, ConfigError, OSError) as error:  # OSError: no process to be had
-            if self._first_start.done():
-                return str(error)
-            if not isinstance(error, ConfigError):
-                error = ConfigError(f"MODEL_NAME: {self.name} could not be loaded in a process of its own: {error}")
-            self._first_start.set_exception(error)
-            return None
-        else:
-            self._succeed(child, facts)
+            self._succeed(child, child.start(self._load, self._options.load_s))
             return child.serve()
+        except Exception as error:
+            # the edge of the thread: were it to end, no child would ever be started again
+            return self._lose(error)
         finally:
             if child is not None:
                 child.close()
+
+    def _lose(self, error: Exception) -> str | None:
+        why = str(error)
+        if not isinstance(error, ChildLost | ConfigError | OSError):  # OSError: no process to be had
+            log.exception("x the recogniser's process says what nobody understands", model=self.name)
+            why = f"nobody understands what it says: {type(error).__name__}"
+        if self._first_start.done():
+            return why
+        if not isinstance(error, ConfigError):
+            error = ConfigError(f"MODEL_NAME: {self.name} could not be loaded in a process of its own: {why}")
+        self._first_start.set_exception(error)
+        return None
 
     def _succeed(self, child: Child, facts: dict[str, Any]) -> None:
         with self._changed:

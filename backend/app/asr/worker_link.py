@@ -78,16 +78,19 @@ class Child:
         return facts
 
     def serve(self) -> str:
-        """Hand its answers to those who asked, until it ends. Returns why it did."""
-        while (frame := read_frame(self._from)) is not None:
-            self._answer(frame[0])
-        why = self._epitaph()
-        with self._state:
-            self._ended = True
-            lost = list(self._asked.values())
-            self._asked.clear()
-        for future in lost:
-            future.set_exception(ChildLost(why))
+        """Hand its answers to those who asked, until it ends. Returns why it did; raises for nonsense that it said."""
+        why = "it spoke nonsense"
+        try:
+            while (frame := read_frame(self._from)) is not None:
+                self._answer(frame[0])
+            why = self._epitaph()
+        finally:
+            with self._state:
+                self._ended = True
+                lost = list(self._asked.values())
+                self._asked.clear()
+            for future in lost:
+                future.set_exception(ChildLost(why))
         return why
 
     def decode(self, requests: Sequence[Request], beam: int, bound_s: float) -> list[Decoded]:

@@ -103,6 +103,9 @@ class RemoteStt:
         if said == "stuck":
             message = f"the recogniser at {self._client.address} does not come back from a decode: restart it"
             raise stt_error("stuck", message)
+        if said == "unavailable":
+            message = f"the recogniser at {self._client.address} is starting its model's process again"
+            raise stt_error("unavailable", message)
         if status == 503:
             raise stt_error(
                 "unavailable", f"what is in front of the recogniser at {self._client.address} cannot reach it"
