@@ -193,13 +193,13 @@ def test_settings_do_not_change_and_do_not_show_their_secrets() -> None:
 @pytest.mark.parametrize(
     ("given", "missing"),
     [
-        ({"STT_PROVIDER": "rtzr"}, "RTZR_CLIENT_ID"),
+        ({"STT_PROVIDER": "rtzr"}, "RTZR_CLIENT_ID, RTZR_CLIENT_SECRET"),
         ({"STT_PROVIDER": "rtzr", "RTZR_CLIENT_ID": "a"}, "RTZR_CLIENT_SECRET"),
         ({"STT_FALLBACK": "google"}, "GOOGLE_APPLICATION_CREDENTIALS"),
         ({"STT_PROVIDER": "legacy"}, "GOOGLE_APPLICATION_CREDENTIALS"),
         ({"STT_PROVIDER": "legacy", "STT_BATCH_PROVIDER": "openai"}, "OPENAI_API_KEY"),
         ({"STT_PROVIDER": "legacy", "STT_BATCH_PROVIDER": "openai", "OPENAI_API_KEY": "your-key"}, "OPENAI_API_KEY"),
-        ({"STT_PROVIDER_BY_NUMBER": "+82701234567=rtzr"}, "RTZR_CLIENT_ID"),
+        ({"STT_PROVIDER_BY_NUMBER": "+82701234567=rtzr"}, "RTZR_CLIENT_ID, RTZR_CLIENT_SECRET"),
     ],
 )
 def test_a_recogniser_that_calls_may_be_given_must_have_its_credentials(

@@ -238,10 +238,10 @@ class Settings(BaseSettings):
 
     def _check_recognisers(self) -> None:
         for name in self.recognisers:
-            for variable in self.missing(name):
+            if missing := self.missing(name):
                 raise ConfigError(
-                    f"{variable}: not set (or still a placeholder), and {name} is among the recognisers (STT_PROVIDER, "
-                    "STT_FALLBACK, STT_PROVIDER_BY_NUMBER); set it in the environment or in .env (see env.example)"
+                    f"{', '.join(missing)}: not set (or still a placeholder), and {name} is among the recognisers "
+                    "(STT_PROVIDER, STT_FALLBACK, STT_PROVIDER_BY_NUMBER); set it in the environment or in .env (see env.example)"
                 )
         if self.partial_flush_ms >= self.window_s * 1000:
             raise ConfigError("PARTIAL_FLUSH_MS: must be less than WINDOW_S, or no partial is ever due")
@@ -334,7 +334,7 @@ def _load(kind: type[AnySettings], env_file: str | None, overrides: dict[str, An
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         name = str(first["loc"][0]).upper() if first["loc"] else "settings"
-        raise ConfigError(f"{name}: {first['msg'].lower()}; see env.example") from error
+        raise ConfigError(f"{name}: {first['msg'].lower().removeprefix('value error, ')}; see env.example") from error
 
 
 def is_loopback(host: str) -> bool:

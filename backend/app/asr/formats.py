@@ -40,9 +40,9 @@ class AudioFormat:
 
     def __post_init__(self) -> None:
         if self.rate not in RATES:
-            raise _unsupported(f"a rate of {self.rate}; one of {', '.join(map(str, RATES))} is understood")
+            raise _unsupported(f"a rate of {self.rate} (understood: {', '.join(map(str, RATES))})")
         if not 1 <= self.channels <= MAX_CHANNELS:
-            raise _unsupported(f"{self.channels} channels; one or two are understood")
+            raise _unsupported(f"sound of {self.channels} channels (one or two are understood)")
 
     @property
     def block_bytes(self) -> int:

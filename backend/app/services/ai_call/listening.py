@@ -245,6 +245,7 @@ class Listener:
 
     def _begin_again(self) -> None:
         self._backlog.rewind()
+        self._speech_ended_at = None  # a final of what is told again would measure the one that was lost
         hears = self._recognisers.current.stt.hears
         if hears != self._hears:
             self._hears = hears

@@ -265,8 +265,12 @@ class Recognition:
             )
         async with self._changing:
             await self._follow()
-            candidate = await self._open_for_switch(name)
-            await preflight(candidate.stt, self._options.language, self._options.preflight)
+            try:
+                candidate = await self._open_for_switch(name)
+                await preflight(candidate.stt, self._options.language, self._options.preflight)
+            except SttError as error:
+                log.warning("x switch refused", provider=name, kind=error.kind)
+                raise
             candidate.breaker.succeeded()
             self._notes[name] = ""
             if name != self.chosen:

@@ -12,6 +12,7 @@ from typing import Literal
 import structlog
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
+from websockets.frames import CloseCode
 
 from app.audio.timeline import Timeline
 from app.audio.types import SAMPLE_BYTES, AudioFrame, Transcript
@@ -161,6 +162,8 @@ class RtzrStream:
         except ConnectionClosedOK:
             return None
         except ConnectionClosed as error:
+            if error.rcvd is None and error.sent is not None and error.sent.code == CloseCode.INTERNAL_ERROR:
+                raise stt_error("timeout", "RTZR answers no ping any more", retryable=True) from error
             code = error.rcvd.code if error.rcvd else "none"
             raise stt_error("reset", f"RTZR broke the stream off (close code {code})", retryable=True) from error
         finally:
