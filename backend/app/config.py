@@ -241,7 +241,8 @@ class Settings(BaseSettings):
             if missing := self.missing(name):
                 raise ConfigError(
                     f"{', '.join(missing)}: not set (or still a placeholder), and {name} is among the recognisers "
-                    "(STT_PROVIDER, STT_FALLBACK, STT_PROVIDER_BY_NUMBER); set it in the environment or in .env (see env.example)"
+                    "(STT_PROVIDER, STT_FALLBACK, STT_PROVIDER_BY_NUMBER); set it in the environment or in .env "
+                    "(see env.example)"
                 )
         if self.partial_flush_ms >= self.window_s * 1000:
             raise ConfigError("PARTIAL_FLUSH_MS: must be less than WINDOW_S, or no partial is ever due")
